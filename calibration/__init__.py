@@ -1,0 +1,1 @@
+"""Calibration images and Q/DQ quantization (to come)."""

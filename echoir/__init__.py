@@ -1,0 +1,25 @@
+"""echoir: train EchoIR, export it, restore images on the edge, and prove the engine is faithful.
+
+Importing this package costs nothing: the network and torch load on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from echoir.network import EchoIR, EchoIRConfig
+    from echoir.upsampler import echo_upsample
+
+__version__ = "0.1.0"
+__all__ = ["EchoIR", "EchoIRConfig", "__version__", "echo_upsample"]
+
+_HOMES = {"EchoIR": "echoir.network", "EchoIRConfig": "echoir.network", "echo_upsample": "echoir.upsampler"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
