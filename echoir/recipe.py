@@ -1,0 +1,131 @@
+"""Training recipes: small TOML files that say everything a run needs to be repeated."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one crop size.
+
+    Attributes:
+        steps: optimizer steps.
+        patch: side of the square crops, in pixels.
+        batch: crops per step.
+    """
+
+    steps: int
+    patch: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a run, besides the images.
+
+    Attributes:
+        preset: the network (``echoir.network.PRESETS``).
+        stages: crop size and batch over time (progressive learning, Restormer).
+        learning_rate, final_learning_rate: start and end of the schedule.
+        warmup: steps of linear warm-up.
+        hold: steps at the full learning rate, counted from 0, before the cosine begins.
+        weight_decay, betas: AdamW.
+        ema: decay of the exponential moving average that is evaluated and kept.
+        clip: largest gradient norm.
+        seed: fixes initial weights, split, crops and noise.
+        holdout: images kept away from training, to watch progress on.
+        validate_every, checkpoint_every: steps between validations and resumable states.
+        autocast: run the network in bfloat16 where PyTorch deems it safe.
+        compile: use ``torch.compile``.
+    """
+
+    preset: str
+    stages: tuple[Stage, ...]
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup: int = 200
+    hold: int = 0
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    holdout: int = 8
+    validate_every: int = 1000
+    checkpoint_every: int = 500
+    autocast: bool = False
+    compile: bool = False
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that 0-based ``step`` belongs to."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, a plateau, then a cosine to the final rate."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        start = max(self.hold, self.warmup)
+        progress = min(max(step - start, 0) / max(self.steps - start, 1), 1.0)
+        span = self.learning_rate - self.final_learning_rate
+        return self.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Build a recipe from TOML or JSON values.
+
+        Raises:
+            click.BadParameter: an unknown or missing field.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise click.BadParameter(f"unknown field in the recipe: {', '.join(sorted(unknown))}")
+        if not values.get("stages") or "preset" not in values:
+            raise click.BadParameter("a recipe needs a preset and at least one [[stages]] entry")
+        stages = tuple(Stage(**stage) for stage in values["stages"])
+        if "betas" in values:
+            values = {**values, "betas": tuple(values["betas"])}
+        return cls(**{**values, "stages": stages})
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, **overrides: Any) -> Recipe:
+        """Read a TOML file, or a shipped recipe by name; ``overrides`` that are not None win.
+
+        Raises:
+            click.BadParameter: no such recipe, or invalid TOML.
+        """
+        path = Path(name_or_path)
+        if not path.is_file():
+            path = SHIPPED / f"{name_or_path}.toml"
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
+            raise click.BadParameter(f"no recipe {str(name_or_path)!r}: give a TOML file or one of {names}")
+        try:
+            values = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise click.BadParameter(f"{path}: {error}") from None
+        return replace(cls.from_dict(values), **{k: v for k, v in overrides.items() if v is not None})
