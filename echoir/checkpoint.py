@@ -46,10 +46,11 @@ def save_checkpoint(path: str | Path, network: EchoIR, task: str, preset: str, m
     """
     from safetensors.torch import save
 
-    header = {"format": FORMAT, "task": task, "preset": preset, "config": network.config.to_dict(), "metadata": metadata}
+    described = {"format": FORMAT, "task": task, "preset": preset, "metadata": metadata}
+    described["config"] = network.config.to_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_write(Path(path)) as file:
-        file.write(save(tensors, metadata={"echoir": json.dumps(header)}))
+        file.write(save(tensors, metadata={"echoir": json.dumps(described)}))
 
 
 def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
@@ -77,7 +78,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         raise ArtifactError("checkpoint", f"{path} without an 'echoir' header", "weights written by echoir train")
     described = json.loads(header)
     if described.get("format") != FORMAT:
-        raise ArtifactError("checkpoint.format", described.get("format"), FORMAT, "written by another version of echoir")
+        raise ArtifactError("checkpoint.format", described.get("format"), FORMAT, "another version of echoir wrote it")
     network = EchoIR(EchoIRConfig.from_dict(described["config"]))
     try:
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

@@ -43,8 +43,9 @@ class EchoIRConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for level, heads in enumerate(self.heads):
-            if (self.width * 2**level) % heads:
-                raise ValueError(f"{heads} heads do not divide the {self.width * 2**level} channels of level {level + 1}")
+            channels = self.width * 2**level
+            if channels % heads:
+                raise ValueError(f"{heads} heads do not divide the {channels} channels of level {level + 1}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EchoIRConfig:
@@ -84,8 +85,10 @@ class EchoIR(nn.Module):
         self.encoder2, self.down2 = blocks(n2, c2, h2), Downsample(c2)
         self.encoder3, self.down3 = blocks(n3, c3, h3), Downsample(c3)
         self.middle = blocks(config.middle, c4, h4)
-        self.up3, self.skip3, self.decoder3 = make_upsampler(c3, config), nn.Conv2d(c4, c3, 1, bias=False), blocks(n3, c3, h3)
-        self.up2, self.skip2, self.decoder2 = make_upsampler(c2, config), nn.Conv2d(c3, c2, 1, bias=False), blocks(n2, c2, h2)
+        self.up3, self.skip3 = make_upsampler(c3, config), nn.Conv2d(c4, c3, 1, bias=False)
+        self.decoder3 = blocks(n3, c3, h3)
+        self.up2, self.skip2 = make_upsampler(c2, config), nn.Conv2d(c3, c2, 1, bias=False)
+        self.decoder2 = blocks(n2, c2, h2)
         # Level 1 and the refinement keep the 2C channels of the concatenation.
         self.up1, self.decoder1 = make_upsampler(c1, config), blocks(n1, c2, h1)
         self.refinement = blocks(config.refinement, c2, h1)
@@ -166,7 +169,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        q, k, v = self.depthwise(self.qkv(x)).reshape(n, 3 * self.heads, c // self.heads, height * width).chunk(3, dim=1)
+        qkv = self.depthwise(self.qkv(x)).reshape(n, 3 * self.heads, c // self.heads, height * width)
+        q, k, v = qkv.chunk(3, dim=1)
         logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)  # [N, heads, c, c]
         attention = (logits * self.temperature).softmax(dim=-1)
         return self.out((attention @ v).reshape(n, c, height, width))

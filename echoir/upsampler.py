@@ -59,7 +59,7 @@ def echo_upsample(
     """
     n, channels, h, w = down.shape
     if guide.shape[0] != n or guide.shape[2:] != (2 * h, 2 * w):
-        raise ValueError(f"guide must be [{n}, K, {2 * h}, {2 * w}] for down {tuple(down.shape)}, got {tuple(guide.shape)}")
+        raise ValueError(f"guide must be [{n}, K, {2 * h}, {2 * w}], twice the size of down, got {tuple(guide.shape)}")
     if radius < 0:
         raise ValueError(f"radius must be >= 0, got {radius}")
     if combine not in ("sum", "product"):
@@ -167,7 +167,9 @@ class EchoUpsampler(nn.Module):
         combine: how the spatial and the range kernel are joined; see :func:`echo_upsample`.
     """
 
-    def __init__(self, channels: int, reference_channels: int | None = None, radius: int = 1, combine: Combine = "sum") -> None:
+    def __init__(
+        self, channels: int, reference_channels: int | None = None, radius: int = 1, combine: Combine = "sum"
+    ) -> None:
         super().__init__()
         self.radius, self.combine = radius, combine
         self.reduce = nn.Conv2d(2 * channels, channels, 1, bias=False)
