@@ -1,0 +1,38 @@
+# Everything a newcomer needs: `make demo`, `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(shell find echoir export runtime calibration -type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test lint types unit clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: lint types unit
+
+lint: $(VENV)/.dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers do not follow the folder mapping of pyproject.toml: check what got installed.
+types: $(VENV)/.installed
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p echoir
+
+unit: $(VENV)/.installed
+	$(BIN)/pytest
+
+# A wheel, not an editable install, so that missing package data shows.
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	rm -rf build
+	$(BIN)/pip install -q --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+$(VENV)/.dependencies: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q setuptools -c constraints.txt
+	$(BIN)/pip install -q -c constraints.txt '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
