@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from echoir.runtime.errors import ImageError
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file so that it appears whole or not at all.
+
+    The body writes to the yielded path, which lies beside the target and has its suffix. When the
+    body ends, the bytes are forced to the disk and renamed over the target; when it raises, the
+    target is untouched and nothing is left behind::
+
+        with atomic_write("model.json") as temporary:
+            temporary.write_text(text)
+
+    Args:
+        path: the target; its folder must exist. A link is followed.
+
+    Raises:
+        ImageError: the target cannot be written (full disk, missing or read-only folder, a folder
+            or a device in its place); the message names it and the cause.
+    """
+    shown, target = Path(path), Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise ImageError(f"cannot write {shown}: it is {'a folder' if target.is_dir() else 'not a regular file'}")
+    temporary = target.with_name(f".echoir-{secrets.token_hex(6)}{target.suffix}")
+    try:
+        # Created here, and exclusively, so that the mode follows the umask and no name is taken over.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise ImageError(f"cannot write {shown}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes as 64 lowercase hex digits; any size, in constant memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

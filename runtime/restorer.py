@@ -1,0 +1,257 @@
+"""From an image to tiles, through a session, and back to an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
+from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
+from echoir.runtime.sessions import Device, Session, open_session
+from echoir.runtime.tiling import Weights, reflect, tile_starts, tile_weights
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+ReadRows = Callable[[int, int], Array]
+OnTiles = Callable[[int, int], None]
+
+PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
+
+
+class Restorer:
+    """Restores images of any size with a model of one tile size.
+
+    One restorer may serve several threads: it keeps nothing between calls but its settings::
+
+        with Restorer.open("denoise-fp16.onnx") as restorer:
+            clean = restorer(noisy)
+
+    Args:
+        session: runs the tiles.
+        manifest: says what the session takes and gives.
+        overlap: pixels that neighbouring tiles share at least; None takes the manifest's.
+        batch: tiles per call of the session; None takes the manifest's, or 1 where any is allowed.
+
+    Raises:
+        ArtifactError: an overlap or a batch the tile does not allow.
+    """
+
+    def __init__(
+        self, session: Session, manifest: Manifest, *, overlap: int | None = None, batch: int | None = None
+    ) -> None:
+        tile = manifest.tile
+        self.session, self.manifest = session, manifest
+        self.overlap = tile.overlap if overlap is None else overlap
+        self.batch = (tile.batch or 1) if batch is None else batch
+        limit = min(tile.height, tile.width)
+        if not 0 <= self.overlap < limit:
+            raise ArtifactError("overlap", self.overlap, f"0 to {limit - 1}", f"tiles are {tile.height} x {tile.width}")
+        if self.batch < 1:
+            raise ArtifactError("batch", self.batch, "a whole number from 1 up")
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        overlap: int | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+        device: Device = "cpu",
+    ) -> Restorer:
+        """Open an artifact: the model file, its ``.json``, or their folder.
+
+        Raises:
+            ArtifactError: the artifact is broken, or does not allow this overlap or batch.
+            BackendError: its backend or the device is not here.
+        """
+        artifact = Artifact.open(path)
+        session = open_session(artifact, threads=threads, device=device)
+        return cls(session, artifact.manifest, overlap=overlap, batch=batch)
+
+    def __call__(self, image: Array, *, on_tiles: OnTiles | None = None) -> Array:
+        """Restore an image.
+
+        Args:
+            image: [H, W, 3] RGB or [H, W] gray; uint8, uint16, or float32 nominally in [0, 1]; any
+                H, W >= 1. Gray goes through the network as three equal channels, and comes back as
+                their mean.
+            on_tiles: told (tiles done, tiles in all) after every batch.
+
+        Returns:
+            The same shape and type. Integers are rounded and clipped; float32 is not clipped.
+
+        Raises:
+            ImageError: a shape or type that cannot be restored.
+            RejectedOutputError: the session gave NaN, infinite or constant pixels.
+        """
+        if image.ndim not in (2, 3):
+            raise ImageError(f"an image is [H, W, 3] or [H, W], got shape {image.shape}")
+        restored = np.empty_like(image)
+        done = 0
+        for rows in self.strips(lambda y0, y1: image[y0:y1], *image.shape[:2], on_tiles=on_tiles):
+            restored[done : done + len(rows)] = rows
+            done += len(rows)
+        return restored
+
+    def tiles(self, height: int, width: int) -> int:
+        """How many tiles an image of this size takes."""
+        return len(self._axis(0, height).starts) * len(self._axis(1, width).starts)
+
+    def strips(
+        self, read_rows: ReadRows, height: int, width: int, *, on_tiles: OnTiles | None = None
+    ) -> Iterator[Array]:
+        """Restore an image of any height in the memory of one strip of tiles.
+
+        Args:
+            read_rows: ``read_rows(y0, y1)`` gives rows y0 to y1 - 1, [y1 - y0, W, 3] or [y1 - y0, W],
+                of a type that :meth:`__call__` takes. Called from top to bottom; neighbouring calls
+                share the overlap.
+            height, width: the image's size in pixels.
+            on_tiles: told (tiles done, tiles in all) after every batch.
+
+        Yields:
+            Finished rows from top to bottom, of the image's type; together they are the image.
+
+        Raises:
+            ImageError: a shape or type that cannot be restored.
+            RejectedOutputError: the session gave NaN, infinite or constant pixels.
+        """
+        if height < 1 or width < 1:
+            raise ImageError(f"an image has at least one pixel, got {height} x {width}")
+        down, across = self._axis(0, height), self._axis(1, width)
+        # Sums of weighted tiles; row 0 is the first row not yet given out.
+        sums = np.zeros((down.covered, width, 3), np.float32)
+        total, done = len(down.starts) * len(across.starts), 0
+        for i, (y, weights) in enumerate(zip(down.starts, down.weights, strict=True)):
+            rows = read_rows(y, y + down.covered)
+            self._check(rows, down.covered, width)
+            for xs, tiles in self._cut(rows, down, across):
+                restored = self._run(tiles, PEAKS[rows.dtype], [(y, across.starts[x]) for x in xs])
+                for x, tile in zip(xs, restored, strict=True):
+                    part = tile[: down.covered, : across.covered]
+                    part *= weights[:, None, None]
+                    part *= across.weights[x][:, None]
+                    sums[:, across.starts[x] : across.starts[x] + across.covered] += part
+                done += len(xs)
+                if on_tiles is not None:
+                    on_tiles(done, total)
+            finished = (down.starts[i + 1] if i + 1 < len(down.starts) else height) - y
+            yield from _finish(sums[:finished], rows)
+            # What later tiles still add to moves up; the rest starts from nothing.
+            sums[:-finished] = sums[finished:]
+            sums[-finished:] = 0
+
+    def close(self) -> None:
+        """Close the session."""
+        self.session.close()
+
+    def __enter__(self) -> Restorer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _axis(self, axis: int, size: int) -> _Axis:
+        tile = (self.manifest.tile.height, self.manifest.tile.width)[axis]
+        starts = tile_starts(size, tile, self.overlap)
+        return _Axis(tile, min(tile, size), starts, tile_weights(size, tile, starts))
+
+    def _check(self, rows: Array, height: int, width: int) -> None:
+        if rows.shape not in ((height, width, 3), (height, width)):
+            raise ImageError(f"an image is [H, W, 3] or [H, W], got {rows.shape} for {height} rows of {width} pixels")
+        if rows.dtype not in PEAKS:
+            raise ImageError(f"pixels must be uint8, uint16 or float32, got {rows.dtype}")
+        if self.manifest.input.dtype == "uint8" and rows.dtype != np.uint8:
+            raise ImageError(
+                f"this model takes 8-bit pixels and the image has {rows.dtype}, whose depth would be lost; "
+                "use a model exported with --io float, or convert the image to 8 bits first"
+            )
+        if rows.dtype == np.float32 and not np.isfinite(rows).all():
+            raise ImageError("the image holds NaN or infinite pixels")
+
+    def _cut(self, rows: Array, down: _Axis, across: _Axis) -> Iterator[tuple[range, Array]]:
+        """Batches of one strip's tiles, [N, tile height, tile width, 3] in the image's type."""
+        vertical, horizontal = reflect(down.covered, down.tile), reflect(across.covered, across.tile)
+        for first in range(0, len(across.starts), self.batch):
+            xs = range(first, min(first + self.batch, len(across.starts)))
+            tiles = np.empty((len(xs), down.tile, across.tile, 3), rows.dtype)
+            for tile, x in zip(tiles, xs, strict=True):
+                part = rows[:, across.starts[x] : across.starts[x] + across.covered]
+                part = part[vertical[:, None], horizontal]
+                tile[:] = part if part.ndim == 3 else part[..., None]
+            yield xs, tiles
+
+    def _run(self, tiles: Array, peak: int, places: list[tuple[int, int]]) -> Floats:
+        """Tiles through the session: [N, h, w, 3] of any type -> float32, 1 being white."""
+        source, sink = self.manifest.input, self.manifest.output
+        given = tiles if source.dtype == "uint8" else tiles.astype(np.float32) / np.float32(peak)
+        given = given if source.layout == "NHWC" else np.ascontiguousarray(given.transpose(0, 3, 1, 2))
+        raw = self.session.run(given)
+        _check_output(raw, sink, len(tiles), self.manifest)
+        restored = raw if sink.layout == "NHWC" else raw.transpose(0, 2, 3, 1)
+        for tile, output, place in zip(tiles, restored, places, strict=True):
+            _guard(tile, output, peak, place, self.manifest)
+        white = np.float32(sink.range[1])
+        # A copy in any case: the sums weight it in place.
+        return np.divide(restored, white, dtype=np.float32, order="C")
+
+
+@dataclass(frozen=True)
+class _Axis:
+    tile: int
+    covered: int  # pixels of the tile that lie inside the image
+    starts: list[int]
+    weights: list[Weights]
+
+
+def _finish(sums: Floats, rows: Array) -> Iterator[Array]:
+    """Finished sums as pixels of the image's shape and type, a few rows at a time to save memory."""
+    peak = np.float32(PEAKS[rows.dtype])
+    for start in range(0, len(sums), 32):
+        part = sums[start : start + 32]
+        pixels = part.mean(axis=2) if rows.ndim == 2 else part.copy()
+        if rows.dtype == np.float32:
+            yield pixels
+            continue
+        pixels *= peak
+        np.rint(pixels, out=pixels)
+        yield np.clip(pixels, 0, peak, out=pixels).astype(rows.dtype)
+
+
+def _check_output(raw: Array, sink: TensorSpec, count: int, manifest: Manifest) -> None:
+    needed = sink.shape(count, manifest.tile.height, manifest.tile.width)
+    if raw.shape != needed or raw.dtype != sink.dtype:
+        raise ArtifactError("output", f"{raw.dtype} {raw.shape} from the session", f"{sink.dtype} {needed}")
+
+
+def _guard(tile: Array, output: Array, peak: int, place: tuple[int, int], manifest: Manifest) -> None:
+    """Refuse pixels that cannot be a restored image: one bad tile must not become a file.
+
+    A float output that is exactly constant has lost its input. An 8-bit output may rightly be (sensor
+    noise around white becomes white), so it is refused only where the input, averaged over sixteenths
+    of the tile so that noise does not count, strays from it by more than a quarter of the range.
+    """
+    where = f"of the tile at row {place[0]}, column {place[1]}"
+    cause = {
+        "fp32": "the model file or the session is broken",
+        "fp16": "most likely a value left the range of fp16; try the fp32 artifact",
+        "int8": "most likely the calibration ranges do not fit this image; try the fp16 artifact",
+    }[manifest.precision.name]
+    if output.dtype != np.uint8 and not np.isfinite(output).all():
+        kind = "NaN" if np.isnan(output).any() else "infinite"
+        raise RejectedOutputError(f"the model returned {kind} pixels {where}: {cause}")
+    value = output.flat[0]
+    if (output != value).any() or (tile == tile[0, 0]).all():
+        return
+    if output.dtype == np.uint8:
+        (rows, height), (columns, width) = ((min(16, size), size // min(16, size)) for size in tile.shape[:2])
+        cells = tile[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
+        means = cells.mean(axis=(1, 3), dtype=np.float32)
+        if np.abs(means / peak - value / 255).max() <= 0.25:
+            return
+    raise RejectedOutputError(f"the model returned the one value {value} for every pixel {where}: {cause}")

@@ -1,0 +1,167 @@
+"""Sessions: what runs a batch of tiles through a model. One contract, one class per backend.
+
+A session takes and gives whole batches in its manifest's layout and type; what tiles are and how
+they become an image is :mod:`echoir.runtime.restorer`'s business.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
+from echoir.runtime.errors import ArtifactError, BackendError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Device = Literal["cpu", "cuda"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Session(Protocol):
+    """Runs tiles. Any number of threads may call :meth:`run` at the same time."""
+
+    def run(self, tiles: Array) -> Array:
+        """[N, ...] in the input's layout and type -> [N, ...] in the output's, for any N >= 1."""
+
+    def close(self) -> None:
+        """Give back what the session holds; it cannot be used afterwards."""
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def open_session(artifact: Artifact, *, threads: int | None = None, device: Device = "cpu") -> Session:
+    """A session for an artifact, checked against its manifest.
+
+    Args:
+        artifact: what :meth:`Artifact.open` returned.
+        threads: CPU threads; None leaves it to ONNX Runtime (one per physical core).
+        device: ``"cuda"`` needs an ONNX Runtime with that provider.
+
+    Raises:
+        ArtifactError: the file is no model, or its tensors are not what the manifest says.
+        BackendError: the backend or the device is not here.
+    """
+    backend = artifact.manifest.model.backend
+    if backend == "onnxruntime":
+        return OnnxSession(artifact, threads=threads, device=device)
+    raise BackendError(
+        f"{artifact.model_path.name} is a {backend} engine, and this version runs engines only in their own tools "
+        "(trtexec, tensorrt_rtx); restore with the .onnx file of the same export"
+    )
+
+
+class OnnxSession:
+    """ONNX Runtime on the CPU or, where that provider is installed, on a CUDA device."""
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, device: Device = "cpu") -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendError(f"onnxruntime cannot be imported ({error}); run: pip install onnxruntime") from error
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise BackendError(
+                f"ONNX Runtime has no {provider} here, only {', '.join(available)}; "
+                "run: pip install onnxruntime-gpu (instead of onnxruntime)"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only: they come back as exceptions too
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.manifest = artifact.manifest
+        try:
+            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
+                str(artifact.model_path), options, providers=[provider]
+            )
+        except Exception as error:  # onnxruntime's own exceptions derive from Exception directly
+            hint = "this ONNX Runtime may be older than the model's operators"
+            raise ArtifactError(
+                "model", f"{artifact.model_path.name}, which does not load ({error})", "an ONNX model", hint
+            ) from error
+        if device == "cuda" and provider not in self._session.get_providers():
+            raise BackendError("ONNX Runtime could not start its CUDA provider; do the driver, CUDA and cuDNN fit it?")
+        _check_tensors(self.manifest, self._session)
+
+    def run(self, tiles: Array) -> Array:
+        """Run tiles, in the model's own batches if its batch is fixed (the last one is filled up).
+
+        Args:
+            tiles: [N, ...] in the manifest's input layout and dtype, N >= 1.
+
+        Returns:
+            [N, ...] in the manifest's output layout and dtype.
+
+        Raises:
+            ValueError: tiles of another shape or type, or a closed session.
+            BackendError: the run failed, most likely for want of memory.
+        """
+        tile, source = self.manifest.tile, self.manifest.input
+        needed = source.shape(len(tiles), tile.height, tile.width)
+        if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
+            raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
+        size = tile.batch or len(tiles)
+        outputs = []
+        for start in range(0, len(tiles), size):
+            batch = tiles[start : start + size]
+            missing = size - len(batch)
+            if missing:
+                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            outputs.append(self._run(batch)[: size - missing])
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+
+    def _run(self, batch: Array) -> Array:
+        if self._session is None:
+            raise ValueError("the session is closed")
+        names = [self.manifest.output.name], {self.manifest.input.name: np.ascontiguousarray(batch)}
+        try:
+            return self._session.run(*names)[0]
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed on {len(batch)} tiles (out of memory?): {error}") from error
+
+    def close(self) -> None:
+        """Release the model."""
+        self._session = None
+
+    def __enter__(self) -> OnnxSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_tensors(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
+    """Refuse a model whose input or output is not the manifest's."""
+    for role, spec, actual in (
+        ("input", manifest.input, session.get_inputs()),
+        ("output", manifest.output, session.get_outputs()),
+    ):
+        if len(actual) != 1:
+            raise ArtifactError(role, f"{len(actual)} tensors", "one")
+        _check_tensor(role, spec, manifest, actual[0])
+
+
+def _check_tensor(role: str, spec: TensorSpec, manifest: Manifest, actual: onnxruntime.NodeArg) -> None:
+    hint = "the manifest does not belong to this model"
+    if actual.name != spec.name:
+        raise ArtifactError(f"{role}.name", actual.name, spec.name, hint)
+    types = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+    if (dtype := types.get(actual.type, actual.type)) != spec.dtype:
+        raise ArtifactError(f"{role}.dtype", dtype, spec.dtype, hint)
+    tile = manifest.tile
+    needed = spec.shape(tile.batch or 0, tile.height, tile.width)
+    # A dynamic axis has a name or None in place of a number.
+    found = [size if isinstance(size, int) else 0 for size in actual.shape]
+    if found != list(needed):
+        shown = ["any" if size == 0 else size for size in found]
+        wanted = ["any" if size == 0 else size for size in needed]
+        raise ArtifactError(f"{role}.shape", shown, wanted, f"{hint}: wrong tile, batch or layout")

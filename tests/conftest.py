@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from echoir.runtime.artifact import Artifact
+from tests.builders import make_artifact
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact that changes nothing: float NCHW, tile 64, overlap 8, any batch."""
+    return make_artifact(tmp_path_factory.mktemp("identity"), "identity")
+
+
+@pytest.fixture(scope="session")
+def identity_uint8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same with 8-bit NHWC pixels."""
+    return make_artifact(tmp_path_factory.mktemp("identity"), "identity", io="uint8")
+
+
+@pytest.fixture(scope="session")
+def gain(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact that halves every pixel, float NCHW, fixed batch 2: visible that it ran."""
+    return make_artifact(tmp_path_factory.mktemp("gain"), "gain", gain=0.5, batch=2)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
