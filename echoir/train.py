@@ -152,7 +152,7 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write everything :meth:`resume` needs, whole or not at all."""
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -160,8 +160,8 @@ class Trainer:
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
         header = {"task": self.task, "step": self.step, "seconds": self.seconds, "recipe": self.recipe.to_dict()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        with atomic_write(self.state_path) as file:
-            file.write(save(tensors, metadata={"state": json.dumps(header)}))
+        with atomic_write(self.state_path) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(header)})
 
     def resume(self) -> bool:
         """Continue from the folder's state, if there is one; says whether there was."""
@@ -215,5 +215,5 @@ class Trainer:
             path = self.folder / name
             if path.exists():
                 kept = [line for line in path.read_text().splitlines(True) if int(line.split(",")[0]) <= step]
-                with atomic_write(path) as file:
-                    file.write("".join(kept).encode())
+                with atomic_write(path) as temporary:
+                    temporary.write_text("".join(kept))

@@ -1,0 +1,87 @@
+"""The commands of the training side: ``train`` and ``evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--task", type=click.Choice(["denoise"]), required=True, help="What to learn to undo.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="DIR",
+    help="Folder of clean pictures, searched below too; may be repeated. [default: ECHOIR_DATA]",
+)
+@click.option(
+    "--recipe", default="tiny", show_default=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file."
+)
+@click.option("--preset", metavar="NAME", help="Another network than the recipe's.")
+@click.option("--learning-rate", type=float, help="Another peak learning rate.")
+@click.option("--seed", type=int, help="Fixes initial weights, split, crops and noise.")
+@click.option("--autocast/--no-autocast", default=None, help="bfloat16 where PyTorch deems it safe.")
+@click.option("--compile/--no-compile", "compile_", default=None, help="Use torch.compile.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that prepare crops."
+)
+@click.option("-o", "--output", metavar="DIR", help="The run's folder. [default: runs/TASK-PRESET]")
+@click.option("--resume", is_flag=True, help="Go on from the folder's last state.")
+@click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
+def train(
+    task: str,
+    data: tuple[str, ...],
+    recipe: str,
+    compile_: bool | None,
+    device: str,
+    threads: int | None,
+    workers: int,
+    output: str | None,
+    resume: bool,
+    log_json: bool,
+    **overrides: Any,
+) -> None:
+    """Train a network on folders of clean pictures.
+
+    The run's folder receives state.safetensors (to --resume from, after a kill too), log.csv,
+    validation.csv and, at the end, TASK.safetensors: the averaged weights.
+    """
+    try:
+        import torch
+
+        from echoir.data import data_folders, list_images
+        from echoir.recipe import Recipe
+        from echoir.train import Trainer
+    except ImportError as error:
+        from echoir.runtime.errors import MissingExtraError
+
+        raise MissingExtraError(error.name or "torch", "train") from None
+    from echoir.runtime.progress import Progress
+
+    folders = data_folders(data)
+    if not folders:
+        raise click.UsageError("no pictures to train on: give --data DIR, or set ECHOIR_DATA")
+    if threads:
+        torch.set_num_threads(threads)
+    resolved = Recipe.load(recipe, compile=compile_, **overrides)
+    folder = Path(output or f"runs/{task}-{resolved.preset}")
+    if (folder / "state.safetensors").exists() and not resume:
+        raise click.UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another -o")
+    trainer = Trainer(task, resolved, list_images(folders), folder, device, workers)
+    if resume:
+        trainer.resume()
+    with Progress("train", resolved.steps, "steps", done=trainer.step, log_json=log_json) as progress:
+
+        def report(step: int, **figures: float) -> None:
+            if "loss" in figures:
+                progress.advance(**figures)
+            else:
+                progress.note(f"step {step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in figures.items()))
+
+        trainer.report = report
+        path = trainer.run()
+    click.echo(path)

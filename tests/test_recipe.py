@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from echoir.recipe import SHIPPED, Recipe, Stage
+
+
+def test_schedule_warms_up_holds_and_ends_at_the_final_rate() -> None:
+    recipe = Recipe("tiny", (Stage(1000, 64, 8),), learning_rate=1.0, final_learning_rate=0.1, warmup=10, hold=100)
+    assert recipe.learning_rate_at(0) == pytest.approx(0.1)
+    assert recipe.learning_rate_at(9) == recipe.learning_rate_at(100) == pytest.approx(1.0)
+    assert recipe.learning_rate_at(550) == pytest.approx(0.55)  # halfway down the cosine
+    assert recipe.learning_rate_at(1000) == pytest.approx(0.1)
+    rates = [recipe.learning_rate_at(step) for step in range(100, 1001)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_stages_follow_each_other() -> None:
+    recipe = Recipe("tiny", (Stage(2, 64, 8), Stage(1, 128, 2)))
+    assert recipe.steps == 3
+    assert [recipe.stage_at(step).patch for step in range(3)] == [64, 64, 128]
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_survive_a_round_trip(path: Path) -> None:
+    recipe = Recipe.load(path.stem)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_overrides_win_and_none_does_not() -> None:
+    assert Recipe.load("tiny", seed=7, preset=None).seed == 7
+    assert Recipe.load("tiny", seed=7, preset=None).preset == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preset = tiny", "Invalid value"),
+        ("preset = 'tiny'\nspeed = 3\n[[stages]]\nsteps=1\npatch=8\nbatch=1", "unknown field in the recipe: speed"),
+        ("preset = 'tiny'", "at least one"),
+    ],
+)
+def test_bad_recipes_are_usage_errors(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(click.BadParameter) as caught:
+        Recipe.load(path)
+    assert message in caught.value.format_message()
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(click.BadParameter, match="no recipe 'huge': give a TOML file or one of"):
+        Recipe.load("huge")

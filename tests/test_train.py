@@ -1,0 +1,173 @@
+"""Training: resuming repeats the uninterrupted run, divergence stops it, weights come back."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from echoir.checkpoint import load_checkpoint
+from echoir.data import CropKey, Crops, CropSchedule, list_images, split_images
+from echoir.degradations import blind_gaussian_noise
+from echoir.recipe import Recipe, Stage
+from echoir.runtime.errors import ArtifactError, ImageError
+from echoir.train import DivergedError, Trainer
+
+RECIPE = Recipe(
+    preset="tiny",
+    stages=(Stage(3, 16, 2), Stage(3, 24, 1)),
+    warmup=2,
+    holdout=1,
+    validate_every=100,
+    checkpoint_every=2,
+)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(4):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return list_images([folder])
+
+
+def losses(folder: Path) -> list[str]:
+    return [line.split(",")[1] for line in (folder / "log.csv").read_text().splitlines()]
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: list[Path]) -> None:
+    whole = Trainer("denoise", RECIPE, images, tmp_path / "whole")
+    whole.run()
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(step: int, **_: float) -> None:
+        if step == 5:  # one past the last state on disk: that step must be repeated
+            raise StoppedError
+
+    first = Trainer("denoise", RECIPE, images, tmp_path / "parts", report=stop)
+    with pytest.raises(StoppedError):
+        first.run()
+    second = Trainer("denoise", RECIPE, images, tmp_path / "parts")
+    assert second.resume()
+    assert second.step == 4
+    second.run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    for a, b in zip(whole.average.parameters(), second.average.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, images: list[Path]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'preset = "tiny"\nholdout = 1\nwarmup = 2\nvalidate_every = 1000\ncheckpoint_every = 1\n'
+        "[[stages]]\nsteps = 30\npatch = 32\nbatch = 4\n"
+    )
+
+    def command(out: str) -> list[str]:
+        arguments = ["train", "--task", "denoise", "--data", str(images[0].parent), "--recipe", str(recipe)]
+        code = "from echoir.cli import run, cli; import sys; run(cli, sys.argv[1:])"
+        return [sys.executable, "-c", code, *arguments, "--threads", "1", "-o", str(tmp_path / out), "--resume"]
+
+    process = subprocess.Popen(command("killed"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command("killed"), cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(command("whole"), cwd=tmp_path, check=True, capture_output=True)
+    assert len(losses(tmp_path / "whole")) == 30
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_a_diverged_run_stops_and_names_the_last_good_state(tmp_path: Path, images: list[Path]) -> None:
+    trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
+    with torch.no_grad():
+        trainer.network.output.weight.fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"loss is nan at step 1; the last good state is .*state\.safetensors"):
+        trainer.run()
+    assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_another_recipe_in_the_folder_is_refused_by_field(tmp_path: Path, images: list[Path]) -> None:
+    trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
+    trainer.save_state()
+    other = Trainer("denoise", replace(RECIPE, learning_rate=5e-4), images, tmp_path / "run")
+    with pytest.raises(ArtifactError, match=r"state\.recipe\.learning_rate: found 0\.001, needed 0\.0005"):
+        other.resume()
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    smooth = np.linspace(0, 255, 48, dtype=np.uint8)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(2):
+        Image.fromarray(np.stack([np.tile(smooth, (48, 1))] * 3, -1)).save(folder / f"{index}.png")
+    recipe = replace(RECIPE, stages=(Stage(25, 16, 2),), learning_rate=2e-3)
+    Trainer("denoise", recipe, list_images([folder]), tmp_path / "run").run()
+    values = [float(loss) for loss in losses(tmp_path / "run")]
+    assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
+
+
+def test_the_exported_checkpoint_is_the_averaged_network(tmp_path: Path, images: list[Path]) -> None:
+    trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
+    loaded = load_checkpoint(trainer.run())
+    assert (loaded.task, loaded.preset) == ("denoise", "tiny")
+    assert loaded.metadata["recipe"]["stages"][1]["patch"] == 24
+    assert not loaded.network.training
+    for a, b in zip(trainer.average.module.parameters(), loaded.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_crop_depends_on_its_number_alone(images: list[Path]) -> None:
+    first, again = (Crops(images, blind_gaussian_noise, seed=3) for _ in range(2))
+    again[CropKey(0, 16)]
+    for a, b in zip(first[CropKey(7, 16)], again[CropKey(7, 16)], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first[CropKey(7, 16)][1], first[CropKey(8, 16)][1])
+
+
+def test_a_picture_smaller_than_the_crop_is_reflected(images: list[Path]) -> None:
+    degraded, clean = Crops(images, blind_gaussian_noise, seed=0)[CropKey(0, 64)]
+    assert degraded.shape == clean.shape == (3, 64, 64)
+
+
+def test_ranks_share_the_crops_of_the_double_batch() -> None:
+    double = replace(RECIPE, stages=(Stage(3, 16, 4), Stage(3, 24, 2)))
+    ranks = [list(CropSchedule(RECIPE, 1, rank, 2)) for rank in range(2)]
+    for whole, *parts in zip(CropSchedule(double, 1), *ranks, strict=True):
+        assert sorted((key for part in parts for key in part), key=lambda key: key.number) == whole
+
+
+def test_split_is_disjoint_and_fixed_by_the_seed() -> None:
+    paths = [Path(str(i)) for i in range(20)]
+    training, held = split_images(paths, 5, seed=1)
+    assert len(held) == 5
+    assert set(training) | set(held) == set(paths)
+    assert not set(training) & set(held)
+    assert split_images(paths, 5, seed=1) == (training, held)
+    assert split_images(paths, 5, seed=2) != (training, held)
+
+
+def test_folders_without_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="not a folder"):
+        list_images([tmp_path / "missing"])
+    with pytest.raises(ImageError, match="no picture"):
+        list_images([tmp_path])
+    (tmp_path / "text.png").write_text("no picture at all")
+    with pytest.raises(ImageError, match=r"text\.png: cannot be read as a picture"):
+        Crops(list_images([tmp_path]), blind_gaussian_noise, 0)[CropKey(0, 8)]
