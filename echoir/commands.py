@@ -78,7 +78,7 @@ def train(
 
         def report(step: int, **figures: float) -> None:
             if "loss" in figures:
-                progress.advance(**figures)
+                progress.advance(1, **figures)
             else:
                 progress.note(f"step {step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in figures.items()))
 

@@ -50,6 +50,11 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: cannot be read as a picture ({error})") from None
 
 
+def to_float(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """8-bit codes to float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(255)
+
+
 def split_images(paths: list[Path], holdout: int, seed: int) -> tuple[list[Path], list[Path]]:
     """Set ``holdout`` images aside, by a shuffle that ``seed`` fixes; returns (training, held out).
 
@@ -93,7 +98,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if any(after for _, after in grow):
             picture = np.pad(picture, [*grow, (0, 0)], mode="reflect")
         y, x = (int(rng.integers(side - key.patch + 1)) for side in picture.shape[:2])
-        crop = picture[y : y + key.patch, x : x + key.patch].astype(np.float32) / 255
+        crop = to_float(picture[y : y + key.patch, x : x + key.patch])
         crop = np.rot90(crop, int(rng.integers(4)))
         if rng.integers(2):
             crop = crop[:, ::-1]

@@ -50,7 +50,8 @@ class EchoIRConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EchoIRConfig:
         """Rebuild a configuration from :meth:`to_dict`'s output (JSON turns tuples into lists)."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -241,7 +242,7 @@ class PixelShuffleUpsampler(nn.Sequential):
     def __init__(self, channels: int) -> None:
         super().__init__(nn.Conv2d(2 * channels, 4 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2))
 
-    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reference: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 

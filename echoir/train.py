@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from echoir.checkpoint import save_checkpoint
-from echoir.data import Crops, CropSchedule, read_rgb, split_images
+from echoir.data import Crops, CropSchedule, read_rgb, split_images, to_float
 from echoir.degradations import TASKS, gaussian_noise
 from echoir.metrics import psnr, to_8bit
 from echoir.network import EchoIR
@@ -69,12 +69,13 @@ class Trainer:
         self.report = report
         self.training, self.held_out = split_images(images, recipe.holdout, recipe.seed)
         torch.manual_seed(recipe.seed)
-        self.network = EchoIR.from_preset(recipe.preset).to(device, memory_format=torch.channels_last)
+        self.network: EchoIR = EchoIR.from_preset(recipe.preset).to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay
         )
-        self.forward: nn.Module = torch.compile(self.network) if recipe.compile else self.network
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.network) if recipe.compile else self.network
         self.step, self.seconds = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -140,7 +141,7 @@ class Trainer:
                 clean = read_rgb(path)
                 top, left = (max(side - VALIDATION_SIDE, 0) // 2 for side in clean.shape[:2])
                 clean = clean[top : top + VALIDATION_SIDE, left : left + VALIDATION_SIDE]
-                noisy = gaussian_noise(clean.astype(np.float32) / 255, sigma, np.random.default_rng(number))
+                noisy = gaussian_noise(to_float(clean), sigma, np.random.default_rng(number))
                 image = torch.from_numpy(noisy.transpose(2, 0, 1)[None]).to(self.device)
                 restored = network(image)[0].permute(1, 2, 0).cpu().numpy()
                 values.append(psnr(to_8bit(restored), clean, 255))
@@ -198,6 +199,8 @@ class Trainer:
     def export(self) -> Path:
         """Write the averaged weights as a checkpoint; returns its path."""
         path = self.folder / f"{self.task}.safetensors"
+        network = self.average.module
+        assert isinstance(network, EchoIR)  # AveragedModel holds a deep copy, typed as any module
         metadata = {
             "recipe": self.recipe.to_dict(),
             "steps": self.step,
@@ -206,7 +209,7 @@ class Trainer:
             "torch": str(torch.__version__),
             "training_images": len(self.training),
         }
-        save_checkpoint(path, self.average.module, self.task, self.recipe.preset, metadata)
+        save_checkpoint(path, network, self.task, self.recipe.preset, metadata)
         return path
 
     def _drop_log_after(self, step: int) -> None:
