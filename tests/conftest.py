@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from echoir.runtime.artifact import Artifact
-from tests.builders import make_artifact
+from builders import make_artifact
 
 
 @pytest.fixture(scope="session")
