@@ -1,0 +1,144 @@
+"""EchoUpsample as an ONNX function: what runs where no plugin takes the node over.
+
+The exporter leaves one opaque node ``echoir::EchoUpsample`` per upsampler; the file carries this
+function of the same name. ONNX Runtime and TensorRT's parser inline it; a TensorRT plugin may
+replace it. The body is the block form of :mod:`echoir.upsampler`, so it needs two batched matrix
+products and a dozen element-wise nodes, whatever the radius, without a node per tap or phase.
+
+Node inputs: down [N, C, h, w], guide [N, K, 2h, 2w], sigma_spatial [1], sigma_range [1], where h
+and w are multiples of 2 * max(radius, 1). Output: [N, C, 2h, 2w].
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from echoir.upsampler import Combine, block_tables
+
+DOMAIN = "echoir"
+NAME = "EchoUpsample"
+ATTRIBUTES = ("radius", "plugin_namespace", "aot")  # what every node carries
+Precision = Literal["fp32", "fp16"]
+_END = np.iinfo(np.int64).max
+
+
+def node_attributes(radius: int) -> dict[str, int | str]:
+    """Attributes of a node, as TensorRT's parser wants them to let an ahead-of-time plugin take over."""
+    return {"radius": radius, "plugin_namespace": DOMAIN, "aot": 1}
+
+
+def echo_function(radius: int, combine: Combine, opset: int, precision: Precision = "fp32") -> onnx.FunctionProto:
+    """Build the function for one radius and one way to combine the kernels.
+
+    Args:
+        radius: neighbourhood radius in cells, >= 0.
+        combine: ``"sum"`` or ``"product"``; see :func:`echoir.upsampler.echo_upsample`.
+        opset: version of the default domain that the body is written in, >= 18.
+        precision: ``"fp32"`` computes in float32. ``"fp16"`` takes and gives float16 (the sigmas
+            stay float32) and moves pixels in float16; distances, weights and sums are float32.
+    """
+    body = _Body()
+    block = 2 * max(radius, 1)
+    cells = 4 * block * block  # of a window, and pixels of a block
+    half = precision == "fp16"
+    distance, inside = (table.numpy().astype(np.float32) for table in block_tables(radius))
+
+    def tokens(blocks: str, name: str) -> str:
+        """[N, cells * X, a, b] -> [N, a * b, cells, X] float32."""
+        flat = body("Reshape", blocks, body.constant("flat", [0, 0, -1]), out=f"{name}_flat")
+        rows = body("Transpose", flat, out=f"{name}_rows", perm=[0, 2, 1])
+        result = body("Reshape", rows, body.constant("matrix", [0, 0, cells, -1]), out=f"{name}_tokens")
+        return body("Cast", result, out=f"{name}_float", to=TensorProto.FLOAT) if half else result
+
+    def window(plane: str, name: str) -> str:
+        """[N, X, h, w] -> [N, blocks, cells, X]: every block's cells with those around it."""
+        halo = block // 2
+        pads = body.constant("pads", [0, 0, halo, halo, 0, 0, halo, halo])
+        padded = body("Pad", plane, pads, out=f"{name}_padded", mode="edge")
+        blocks = body("SpaceToDepth", padded, out=f"{name}_blocks", blocksize=block)
+        corners = []
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            starts = body.constant(f"from{i}{j}", [i, j])
+            ends = body.constant(f"to{i}{j}", [_END if i else -1, _END if j else -1])
+            axes = body.constant("height_width", [2, 3])
+            corners.append(body("Slice", blocks, starts, ends, axes, out=f"{name}_corner{i}{j}"))
+        return tokens(body("Concat", *corners, out=f"{name}_windows", axis=1), name)
+
+    def square_norm(vectors: str, name: str) -> str:
+        squares = body("Mul", vectors, vectors, out=f"{name}_squares")
+        return body("ReduceSum", squares, body.constant("last", [-1]), out=f"{name}_norms", keepdims=1)
+
+    def exponent(numerator: str, sigma: str, name: str) -> str:
+        """-numerator / (2 sigma^2)"""
+        variance = body("Mul", sigma, sigma, out=f"{name}_variance")
+        scale = body("Div", body.constant("minus_half", np.float32(-0.5)), variance, out=f"{name}_scale")
+        return body("Mul", numerator, scale, out=f"{name}_exponent")
+
+    mean = body("AveragePool", "guide", out="mean", kernel_shape=[2, 2], strides=[2, 2])
+    values, means = window("down", "value"), window(mean, "mean")
+    pixels = tokens(body("SpaceToDepth", "guide", out="pixel_blocks", blocksize=2 * block), "pixel")
+
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, for every pixel and cell of a window: [N, blocks, cells, cells]
+    transposed = body("Transpose", means, out="mean_columns", perm=[0, 1, 3, 2])
+    products = body("MatMul", pixels, transposed, out="products")
+    twice = body("Mul", products, body.constant("two", np.float32(2)), out="products2")
+    mean_norms = body("Transpose", square_norm(means, "mean"), out="mean_norms_row", perm=[0, 1, 3, 2])
+    norms = body("Add", square_norm(pixels, "pixel"), mean_norms, out="norms")
+    range_exponent = exponent(body("Sub", norms, twice, out="distances"), "sigma_range", "range")
+    spatial_exponent = exponent(body.constant("spatial", distance), "sigma_spatial", "spatial")
+    mask = body.constant("inside", inside)
+    if combine == "sum":
+        range_kernel = body("Mul", body("Exp", range_exponent, out="range_all"), mask, out="range_kernel")
+        spatial_kernel = body("Mul", body("Exp", spatial_exponent, out="spatial_all"), mask, out="spatial_kernel")
+        weights = body("Add", range_kernel, spatial_kernel, out="weights")
+    else:
+        both = body("Add", range_exponent, spatial_exponent, out="exponents")
+        weights = body("Mul", body("Exp", both, out="weights_all"), mask, out="weights")
+    total = body("ReduceSum", weights, body.constant("last", [-1]), out="total", keepdims=1)
+    sums = body("MatMul", weights, values, out="sums")
+    result = body("Div", sums, total, out="averages")
+    if half:
+        result = body("Cast", result, out="averages_half", to=TensorProto.FLOAT16)
+
+    rows = body("Reshape", result, body.constant("flat", [0, 0, -1]), out="output_rows")
+    flat = body("Transpose", rows, out="output_flat", perm=[0, 2, 1])
+    grid = body("Shape", "pixel_blocks", out="grid", start=2)  # constant once the tile is fixed
+    shape = body("Concat", body.constant("keep", [0, -1]), grid, out="output_shape", axis=0)
+    blocks = body("Reshape", flat, shape, out="output_blocks")
+    body("DepthToSpace", blocks, out="output", blocksize=2 * block, mode="DCR")
+    return helper.make_function(
+        DOMAIN,
+        NAME,
+        inputs=["down", "guide", "sigma_spatial", "sigma_range"],
+        outputs=["output"],
+        nodes=body.nodes,
+        opset_imports=[helper.make_opsetid("", opset)],
+        attributes=list(ATTRIBUTES),
+        doc_string=f"EchoUpsample, radius {radius}, combine {combine}, {precision}",
+    )
+
+
+class _Body:
+    """Collects nodes; calling it appends one and returns its output's name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._constants: set[str] = set()
+
+    def __call__(self, op_type: str, *inputs: str, out: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op_type, list(inputs), [out], name=out, **attributes))
+        return out
+
+    def constant(self, name: str, value: NDArray[Any] | np.generic | list[int]) -> str:
+        """A constant of the body, shared by name; lists become int64."""
+        name = f"const_{name}"
+        if name not in self._constants:
+            self._constants.add(name)
+            tensor = numpy_helper.from_array(np.asarray(value, np.int64 if isinstance(value, list) else None), name)
+            self.nodes.append(helper.make_node("Constant", [], [name], name=name, value=tensor))
+        return name

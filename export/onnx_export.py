@@ -1,0 +1,229 @@
+"""A trained network to ONNX: one fixed tile shape, typed for its precision, runnable as it is."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnxsim
+import torch
+from torch import Tensor, nn
+
+from echoir.export.echo_function import DOMAIN, NAME, Precision, echo_function, node_attributes
+from echoir.network import ALIGNMENT, EchoIR
+from echoir.runtime.errors import BackendError
+from echoir.runtime.files import atomic_write
+from echoir.upsampler import EchoUpsampler
+
+IO = Literal["float", "uint8"]
+OPSET = 20  # Gelu became an operator in 20; TensorRT 10.3 reads up to 20
+INPUT, OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True)
+class OnnxInfo:
+    """What was written.
+
+    Attributes:
+        opset: version of the default operator set.
+        parameters: of the network as trained.
+        float32_nodes: names of nodes that compute in float32 in an fp16 model; empty for fp32.
+        nodes: in the graph, an EchoUpsample counting as one.
+    """
+
+    opset: int
+    parameters: int
+    float32_nodes: tuple[str, ...]
+    nodes: int
+
+
+def export_onnx(
+    network: EchoIR,
+    path: str | Path,
+    *,
+    tile: tuple[int, int],
+    batch: int | None = 1,
+    io: IO = "float",
+    precision: Precision = "fp32",
+) -> OnnxInfo:
+    """Write ``network`` as one ONNX file.
+
+    Args:
+        network: any configuration; float32.
+        path: the file to write; it appears whole or not at all.
+        tile: (height, width) of every input in pixels, multiples of :func:`tile_alignment`.
+        batch: images per run, or None for any number.
+        io: ``"float"``: float32 NCHW in [0, 1] in, the same out, not clipped. ``"uint8"``: uint8
+            NHWC in [0, 255] in and out; scaling, clipping and rounding happen inside.
+        precision: ``"fp32"``, or ``"fp16"``: weights and most activations in float16, with
+            float32 kept where :mod:`echoir.export.precision` says.
+
+    Raises:
+        ValueError: a tile that does not fit the alignment, or a batch below 1.
+        BackendError: the exporter or the checker refuses the graph.
+        ImageError: the file cannot be written.
+    """
+    alignment = tile_alignment(network)
+    if any(side < alignment or side % alignment for side in tile):
+        raise ValueError(f"tile sides must be multiples of {alignment}, got {tile[0]} x {tile[1]}")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    model = build_model(network, tile=tile, batch=batch, io=io)
+    float32_nodes: tuple[str, ...] = ()
+    if precision == "fp16":
+        from echoir.export.precision import to_fp16
+
+        model, float32_nodes = to_fp16(model)
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return OnnxInfo(OPSET, sum(p.numel() for p in network.parameters()), float32_nodes, len(model.graph.node))
+
+
+def tile_alignment(network: EchoIR) -> int:
+    """What both sides of a tile must be multiples of, in pixels.
+
+    The network halves the tile three times; the block form of EchoUpsample then needs sides that
+    are multiples of twice its radius.
+    """
+    radii = [m.radius for m in network.modules() if isinstance(m, EchoUpsampler)]
+    return ALIGNMENT * max((2 * max(radius, 1) for radius in radii), default=1)
+
+
+def build_model(network: EchoIR, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:
+    """The simplified float32 graph with its function, in memory; arguments as for :func:`export_onnx`."""
+    module = _Deployment(network, io).eval()
+    shape = (batch or 2, 3, *tile) if io == "float" else (batch or 2, *tile, 3)
+    example = torch.zeros(shape, dtype=torch.float32 if io == "float" else torch.uint8)
+    dynamic = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
+    with opaque_upsampling(), _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=dynamic,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise BackendError(f"PyTorch could not export the network: {error}") from error
+    assert program is not None
+    model = program.model_proto
+    _name_by_module(model)
+    _add_functions(model, network)
+    model, sound = onnxsim.simplify(model)
+    if not sound:
+        raise BackendError("onnxsim changed what the graph computes; this is a defect, please report it")
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+
+
+@contextmanager
+def opaque_upsampling() -> Iterator[None]:
+    """While active, an exported :class:`EchoUpsampler` holds one ``echoir::EchoUpsample`` node."""
+
+    def upsample(self: EchoUpsampler, down: Tensor, guide: Tensor) -> Tensor:
+        n, c, h, w = down.shape
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{NAME}",
+            (down, guide, self.log_sigma_spatial.exp(), self.log_sigma_range.exp()),
+            attrs=node_attributes(self.radius),
+            dtype=down.dtype,
+            shape=(n, c, 2 * h, 2 * w),
+            version=1,
+        )
+
+    original = EchoUpsampler.upsample
+    EchoUpsampler.upsample = upsample  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        EchoUpsampler.upsample = original  # type: ignore[method-assign]
+
+
+class _Deployment(nn.Module):
+    """The network between the input and output formats of a device."""
+
+    def __init__(self, network: EchoIR, io: IO) -> None:
+        super().__init__()
+        self.network, self.io = network, io
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.io == "float":
+            return self.network(x)
+        image = x.permute(0, 3, 1, 2).float() * (1 / 255)
+        restored = self.network(image)
+        return (restored.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporter warns about its own internals and about torchvision; neither is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_by_module(model: onnx.ModelProto) -> None:
+    """Name nodes and their outputs after the module they come from, e.g. ``up1/reduce/Conv``.
+
+    Profilers show these names. The exporter's own notes (among them paths of source files) go.
+    """
+    renamed: dict[str, str] = {}
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    taken = set(fixed)
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        del node.metadata_props[:]
+        node.doc_string = ""
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "['']"))
+        module = scopes[-2].removeprefix("network").removeprefix(".") if len(scopes) > 1 else ""
+        base = name = "/".join([*filter(None, module.split(".")), node.op_type])
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        node.name = name
+        for index, output in enumerate(node.output):
+            if output and output not in fixed:
+                renamed[output] = name if index == 0 else f"{name}.{index}"
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for tensor in model.graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+
+
+def _add_functions(model: onnx.ModelProto, network: EchoIR) -> None:
+    """Give the model the function its EchoUpsample nodes call."""
+    kinds = {(m.radius, m.combine) for m in network.modules() if isinstance(m, EchoUpsampler)}
+    if len(kinds) > 1:
+        raise BackendError(f"one file holds one kind of EchoUpsample, this network has {sorted(kinds)}")
+    imports = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
+    del model.functions[:]
+    for radius, combine in kinds:
+        model.functions.append(echo_function(radius, combine, OPSET))
+        imports.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
