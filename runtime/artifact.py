@@ -175,7 +175,7 @@ class Manifest:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError("manifest", f"text that is not JSON ({error})", "a JSON object", _EDITED) from None
         if not isinstance(values, dict):
             raise ArtifactError("manifest", _kind(values), "a JSON object", _EDITED)
@@ -210,25 +210,10 @@ class Artifact:
             ArtifactError: something is missing, renamed, truncated, swapped, edited or unreadable.
         """
         path = Path(path)
-        if path.is_dir():
-            path = _only_model(path)
-        if not path.is_file():
-            raise ArtifactError("artifact", f"no file at {path}", "a model file, its .json, or their folder")
-        if path.suffix != ".json" and path.suffix not in SUFFIXES:
-            raise ArtifactError(
-                "artifact", path.name, f"a file ending in {', '.join(SUFFIXES)} or .json", "is this a model?"
-            )
-        manifest_path = path.with_suffix(".json")
-        if not manifest_path.is_file():
-            hint = f"the manifest belongs beside {path.name}; copy both files together, and do not rename one alone"
-            raise ArtifactError("manifest", f"no file at {manifest_path}", "the manifest of this model", hint)
         try:
-            manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
-            model_path = manifest_path.with_name(manifest.model.file)
-            _check_model(manifest.model, model_path if path == manifest_path else path)
+            return cls(*_open(_only_model(path) if path.is_dir() else path))
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError("artifact", f"{path}, unreadable ({error})", "a readable artifact") from error
-        return cls(manifest, model_path)
 
 
 def write_artifact(manifest: Manifest, model_path: str | os.PathLike[str]) -> Artifact:
@@ -257,6 +242,24 @@ def write_artifact(manifest: Manifest, model_path: str | os.PathLike[str]) -> Ar
 
 
 _EDITED = "the file was edited or damaged; export the artifact again"
+
+
+def _open(path: Path) -> tuple[Manifest, Path]:
+    """Manifest and model, given either file."""
+    if not path.is_file():
+        raise ArtifactError("artifact", f"no file at {path}", "a model file, its .json, or their folder")
+    if path.suffix != ".json" and path.suffix not in SUFFIXES:
+        raise ArtifactError(
+            "artifact", path.name, f"a file ending in {', '.join(SUFFIXES)} or .json", "is this a model?"
+        )
+    manifest_path = path.with_suffix(".json")
+    if not manifest_path.is_file():
+        hint = f"the manifest belongs beside {path.name}; copy both files together, and do not rename one alone"
+        raise ArtifactError("manifest", f"no file at {manifest_path}", "the manifest of this model", hint)
+    manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
+    model_path = manifest_path.with_name(manifest.model.file)
+    _check_model(manifest.model, model_path if path == manifest_path else path)
+    return manifest, model_path
 
 
 def _only_model(folder: Path) -> Path:

@@ -1,0 +1,75 @@
+"""Where tiles lie and how they blend: properties over all sizes, and a naive count as the truth."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echoir.runtime.tiling import reflect, tile_starts, tile_weights
+
+
+@st.composite
+def axes(draw: st.DrawFn) -> tuple[int, int, int]:
+    tile = draw(st.integers(1, 40))
+    return draw(st.integers(1, 300)), tile, draw(st.integers(0, tile - 1))
+
+
+@given(axes())
+def test_tiles_cover_the_axis_from_border_to_border_and_share_the_overlap(axis: tuple[int, int, int]) -> None:
+    size, tile, overlap = axis
+    starts = tile_starts(size, tile, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == max(size - tile, 0)
+    assert starts == sorted(set(starts))
+    assert all(before + tile - after >= overlap for before, after in pairwise(starts))
+
+
+@given(axes())
+def test_no_fewer_tiles_would_do(axis: tuple[int, int, int]) -> None:
+    size, tile, overlap = axis
+    starts = tile_starts(size, tile, overlap)
+    reach = tile + (len(starts) - 2) * (tile - overlap)  # of one tile less
+    assert len(starts) == 1 or reach < size
+
+
+@given(axes())
+def test_tiles_spread_evenly(axis: tuple[int, int, int]) -> None:
+    steps = np.diff(tile_starts(*axis))
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+
+
+@given(axes())
+def test_weights_of_every_pixel_sum_to_one(axis: tuple[int, int, int]) -> None:
+    size, tile, overlap = axis
+    starts = tile_starts(size, tile, overlap)
+    total = [0.0] * size
+    for start, weights in zip(starts, tile_weights(size, tile, starts), strict=True):
+        assert len(weights) == min(tile, size)
+        assert weights.dtype == np.float32
+        assert (weights > 0).all()
+        for i, weight in enumerate(weights.tolist()):
+            total[start + i] += weight
+    np.testing.assert_allclose(total, 1, rtol=0, atol=3e-7)
+
+
+def test_two_tiles_cross_fade_linearly_where_they_overlap() -> None:
+    first, second = tile_weights(12, 8, [0, 4])
+    np.testing.assert_allclose(first, [1, 1, 1, 1, 0.875, 0.625, 0.375, 0.125])
+    np.testing.assert_allclose(second, first[::-1])
+
+
+@given(st.integers(1, 30), st.integers(1, 120))
+def test_reflection_is_numpys(size: int, length: int) -> None:
+    length = max(length, size)
+    expected = np.pad(np.arange(size), (0, length - size), mode="reflect")
+    np.testing.assert_array_equal(reflect(size, length), expected)
+
+
+@pytest.mark.parametrize(("size", "tile", "overlap"), [(0, 8, 2), (9, 8, 8), (9, 8, -1), (9, 0, 0)])
+def test_impossible_axes_are_refused(size: int, tile: int, overlap: int) -> None:
+    with pytest.raises(ValueError, match="need size >= 1 and 0 <= overlap < tile"):
+        tile_starts(size, tile, overlap)
