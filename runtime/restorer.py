@@ -233,8 +233,8 @@ def _guard(tile: Array, output: Array, peak: int, place: tuple[int, int], manife
     """Refuse pixels that cannot be a restored image: one bad tile must not become a file.
 
     A float output that is exactly constant has lost its input. An 8-bit output may rightly be (sensor
-    noise around white becomes white), so it is refused only where the input, averaged over sixteenths
-    of the tile so that noise does not count, strays from it by more than a quarter of the range.
+    noise around white becomes white), so it is refused only where the input, averaged over blocks of
+    16 x 16 pixels so that noise does not count, strays from it by more than a quarter of the range.
     """
     where = f"of the tile at row {place[0]}, column {place[1]}"
     cause = {
@@ -249,9 +249,9 @@ def _guard(tile: Array, output: Array, peak: int, place: tuple[int, int], manife
     if (output != value).any() or (tile == tile[0, 0]).all():
         return
     if output.dtype == np.uint8:
-        (rows, height), (columns, width) = ((min(16, size), size // min(16, size)) for size in tile.shape[:2])
-        cells = tile[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
-        means = cells.mean(axis=(1, 3), dtype=np.float32)
+        (rows, height), (columns, width) = ((max(1, size // 16), min(16, size)) for size in tile.shape[:2])
+        blocks = tile[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
+        means = blocks.mean(axis=(1, 3), dtype=np.float32)
         if np.abs(means / peak - value / 255).max() <= 0.25:
             return
     raise RejectedOutputError(f"the model returned the one value {value} for every pixel {where}: {cause}")
