@@ -123,6 +123,25 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
     return Picture(path, format, pixels.reshape(shape), (image.xres, image.yres), _metadata(image), png_text)
 
 
+def picture_size(path: str | os.PathLike[str], *, upright: bool = False) -> tuple[int, int]:
+    """Height and width by the header alone: what :func:`open_picture` would give.
+
+    Raises:
+        ImageError: no such file, or not such a picture.
+    """
+    path = Path(path)
+    try:
+        format, _ = _sniff(path)
+        image = _loader(format)(str(path), access="sequential")
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
+    except _vips().Error as error:
+        raise ImageError(f"cannot read {path}: {_cause(error)}") from error
+    if upright:
+        image = image.autorot()
+    return image.height, image.width
+
+
 def save_picture(path: str | os.PathLike[str], rows: Iterable[Array], like: Picture, *, quality: int = 95) -> None:
     """Write restored rows as a picture with the alpha channel and the metadata of another.
 

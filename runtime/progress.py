@@ -153,7 +153,7 @@ class Progress:
         return "  ".join(f"{name} {_short(value)}" for name, value in self.fields.items())
 
     def _write_plain(self) -> None:
-        if self._quiet:
+        if self._quiet or self.total == 0:
             return
         count = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
         parts = [f"{self.task}: {count} {self.unit}", f"{duration(self.elapsed)} elapsed"]

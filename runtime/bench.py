@@ -1,0 +1,311 @@
+"""How fast a session is: latency, throughput, memory, and where the time goes.
+
+Sessions that are compared run in turn, in one process, so that a machine's changing clocks and
+other load fall on all of them alike; a ratio is the median over such turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
+from echoir.runtime.machine import Machine
+from echoir.runtime.sessions import Session
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+UPSAMPLERS = ("up1", "up2", "up3")  # the network's own names; the exporter keeps them in node names
+OPERATOR = "EchoUpsample"
+# Worker threads of one library keep spinning for a moment after its run and would slow the next one's.
+PAUSE = 0.01  # seconds
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A session, the batch it is timed on, and the tile (height, width) and overlap in pixels."""
+
+    name: str
+    session: Session
+    tiles: Array
+    tile: tuple[int, int]
+    overlap: int
+
+
+def subject(name: str, manifest: Manifest, session: Session, batch: int | None = None) -> Subject:
+    """A session with a batch of noise, of the manifest's size (or one tile) unless told."""
+    tile = (manifest.tile.height, manifest.tile.width)
+    tiles = sample_tiles(manifest.input, tile, batch or manifest.tile.batch or 1)
+    return Subject(name, session, tiles, tile, manifest.tile.overlap)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one session.
+
+    Args:
+        name: of the session.
+        seconds: one entry per run of a whole batch, in the order they ran.
+        batch: tiles per run.
+        tile: height and width of a tile in pixels.
+        overlap: pixels that neighbouring tiles share.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+    batch: int
+    tile: tuple[int, int]
+    overlap: int
+
+    def percentile(self, percent: float) -> float:
+        """Seconds per batch."""
+        return float(np.percentile(self.seconds, percent))
+
+    @property
+    def seconds_per_megapixel(self) -> tuple[float, ...]:
+        """Of every run: comparable where batches or tiles differ."""
+        megapixels = self.batch * self.tile[0] * self.tile[1] / 1e6
+        return tuple(seconds / megapixels for seconds in self.seconds)
+
+    @property
+    def megapixels_per_second(self) -> float:
+        """Pixels that go through the session, at the median."""
+        return self.batch * self.tile[0] * self.tile[1] / 1e6 / self.percentile(50)
+
+    @property
+    def effective_megapixels_per_second(self) -> float:
+        """Pixels of a large image restored, at the median: every tile adds all but its overlap."""
+        height, width = (side - self.overlap for side in self.tile)
+        return self.batch * height * width / 1e6 / self.percentile(50)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Milliseconds per batch and per tile, and throughput, JSON-ready."""
+        p50, p99 = self.percentile(50) * 1e3, self.percentile(99) * 1e3
+        return {
+            "name": self.name,
+            "batch": self.batch,
+            "tile": list(self.tile),
+            "overlap": self.overlap,
+            "iterations": len(self.seconds),
+            "batch_ms": {"p50": p50, "p99": p99},
+            "tile_ms": {"p50": p50 / self.batch, "p99": p99 / self.batch},
+            "megapixels_per_s": self.megapixels_per_second,
+            "effective_megapixels_per_s": self.effective_megapixels_per_second,
+        }
+
+
+def sample_tiles(spec: TensorSpec, tile: tuple[int, int], batch: int) -> Array:
+    """A batch of noise in the layout, dtype and range that a session takes; the same on every call.
+
+    Noise, not zeros: constant input can hit fast paths, and denormals slow ones.
+    """
+    low, high = spec.range
+    noise = np.random.default_rng(0).uniform(low, high, (batch, *tile, 3))
+    tiles = np.rint(noise).astype(np.uint8) if spec.dtype == "uint8" else noise.astype(np.float32)
+    return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)) if spec.layout == "NCHW" else tiles
+
+
+def time_in_turn(subjects: Sequence[Subject], iterations: int, warmup: int) -> list[tuple[float, ...]]:
+    """Seconds of every run: one list per subject, entry i of each from the same turn.
+
+    The order within a turn is reversed from turn to turn, so that none always runs first.
+    """
+    for _ in range(warmup):
+        for subject in subjects:
+            subject.session.run(subject.tiles)
+    times: list[list[float]] = [[] for _ in subjects]
+    for turn in range(iterations):
+        order = list(enumerate(subjects))
+        for index, subject in order if turn % 2 == 0 else reversed(order):
+            if len(subjects) > 1:
+                time.sleep(PAUSE)
+            start = time.perf_counter()
+            subject.session.run(subject.tiles)
+            times[index].append(time.perf_counter() - start)
+    return [tuple(seconds) for seconds in times]
+
+
+def measure(subjects: Sequence[Subject], iterations: int, warmup: int) -> list[Latency]:
+    """Time sessions in turn; see :func:`time_in_turn`."""
+    times = time_in_turn(subjects, iterations, warmup)
+    pairs = zip(subjects, times, strict=True)
+    return [Latency(s.name, seconds, len(s.tiles), s.tile, s.overlap) for s, seconds in pairs]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Quotients of two subjects' times over turns: the median, and the middle eight tenths."""
+
+    median: float
+    p10: float
+    p90: float
+    pairs: int
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
+    """How many times longer the numerator took, turn by turn."""
+    quotients = np.asarray(numerator) / np.asarray(denominator)
+    p10, median, p90 = (float(np.percentile(quotients, percent)) for percent in (10, 50, 90))
+    return Ratio(median, p10, p90, len(quotients))
+
+
+def peak_memory() -> int:
+    """The process's peak resident memory so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shares of the time spent inside operators, 0 to 1.
+
+    Args:
+        milliseconds: per run, all operators together.
+        operators: by operator type, largest first.
+        upsamplers: by upsampler, everything in it: reduction, guide, operator, projection.
+        upsample_operator: EchoUpsample proper, within the upsamplers.
+    """
+
+    milliseconds: float
+    operators: dict[str, float]
+    upsamplers: dict[str, float] = field(default_factory=dict)
+    upsample_operator: float = 0.0
+
+
+def profile_onnxruntime(artifact: Artifact, tiles: Array, threads: int, runs: int = 5) -> Profile:
+    """Where ONNX Runtime spends its time, by its own profiler, after one run that is not counted."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(artifact.model_path, options, providers=["CPUExecutionProvider"])
+        for _ in range(runs + 1):
+            session.run(None, {artifact.manifest.input.name: tiles})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return summarise(after_first_run(events), runs)
+
+
+def after_first_run(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The profiler's operator events but for those of the first, unrepresentative run."""
+    runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: e["ts"])
+    first_end = runs[0]["ts"] + runs[0]["dur"]
+    return [e for e in events if str(e.get("name")).endswith("_kernel_time") and e["ts"] >= first_end]
+
+
+def summarise(events: Iterable[dict[str, Any]], runs: int) -> Profile:
+    """Add up the profiler's operator events by operator type and by upsampler."""
+    operators: Counter[str] = Counter()
+    upsamplers: Counter[str] = Counter(dict.fromkeys(UPSAMPLERS, 0))
+    proper = total = 0
+    for event in events:
+        name, kind, micros = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], event["dur"]
+        total += micros
+        operators[kind] += micros
+        parts = set(re.findall(r"[A-Za-z0-9]+", name))
+        for level in parts.intersection(UPSAMPLERS):
+            upsamplers[level] += micros
+            proper += micros if OPERATOR in parts else 0
+    return Profile(
+        milliseconds=total / 1e3 / runs,
+        operators={kind: micros / total for kind, micros in operators.most_common()},
+        upsamplers={level: micros / total for level, micros in upsamplers.items()},
+        upsample_operator=proper / total,
+    )
+
+
+def report(
+    manifest: Manifest,
+    latencies: Sequence[Latency],
+    *,
+    threads: int,
+    memory: tuple[int, int],
+    machine: Machine,
+    profile: Profile | None,
+) -> dict[str, Any]:
+    """Everything measured, JSON-ready.
+
+    Args:
+        latencies: the artifact's own first, then what it is compared with.
+        memory: peak resident bytes before the session was opened, and after it ran.
+    """
+    own, *others = latencies
+    return {
+        "artifact": {"name": manifest.name, "backend": manifest.model.backend, "precision": manifest.precision.name},
+        "threads": threads,
+        "latency": [latency.to_dict() for latency in latencies],
+        "ratios": {
+            other.name: asdict(ratio(other.seconds_per_megapixel, own.seconds_per_megapixel)) for other in others
+        },
+        "memory": {"before_bytes": memory[0], "peak_bytes": memory[1]},
+        "profile": asdict(profile) if profile else None,
+        "machine": asdict(machine),
+    }
+
+
+def as_text(result: dict[str, Any], operators: int = 8) -> str:
+    """What :func:`report` gave, for reading.
+
+    Args:
+        operators: how many operator types to list; the rest is added up.
+    """
+    artifact, memory, machine = result["artifact"], result["memory"], result["machine"]
+    first = result["latency"][0]
+    tile = " x ".join(map(str, first["tile"]))
+    lines = [
+        f"{artifact['name']}: {artifact['backend']}, {artifact['precision']}, tile {tile}, overlap {first['overlap']}, "
+        f"{result['threads']} threads, {first['iterations']} runs in turn",
+        "",
+        f"{'':<24}{'p50':>10}{'p99':>10}{'per tile p50':>14}{'p99':>10}{'MP/s':>9}{'effective':>11}",
+    ]
+    for own in result["latency"]:
+        batch, each = own["batch_ms"], own["tile_ms"]
+        lines.append(
+            f"{_shorten(own['name'], 14) + ', batch ' + str(own['batch']):<24}"
+            f"{batch['p50']:>7.1f} ms{batch['p99']:>7.1f} ms{each['p50']:>11.1f} ms{each['p99']:>7.1f} ms"
+            f"{own['megapixels_per_s']:>9.3f}{own['effective_megapixels_per_s']:>11.3f}"
+        )
+    for name, quotient in result["ratios"].items():
+        lines.append(
+            f"{name} takes {quotient['median']:.2f} times as long per pixel (median of {quotient['pairs']} turns; "
+            f"eight in ten between {quotient['p10']:.2f} and {quotient['p90']:.2f})"
+        )
+    before, peak = (f"{memory[name] / (1 << 20):.0f} MiB" for name in ("before_bytes", "peak_bytes"))
+    lines += ["", f"peak memory {peak} ({before} before the session was opened)"]
+    if (profile := result["profile"]) is not None:
+        lines += ["", *_profile_text(profile, operators)]
+    lines += ["", *(f"{name.replace('_', ' '):<14}{value}" for name, value in machine.items())]
+    return "\n".join(lines)
+
+
+def _profile_text(profile: dict[str, Any], operators: int) -> list[str]:
+    shares = list(profile["operators"].items())
+    shown, rest = shares[:operators], shares[operators:]
+    lines = [f"time in operators, {profile['milliseconds']:.1f} ms per run"]
+    lines += [f"  {kind:<22}{share:>7.1%}" for kind, share in shown]
+    if rest:
+        lines.append(f"  {f'{len(rest)} other types':<22}{sum(share for _, share in rest):>7.1%}")
+    parts = ", ".join(f"{name} {share:.1%}" for name, share in profile["upsamplers"].items())
+    lines.append(
+        f"  upsamplers {sum(profile['upsamplers'].values()):.1%} ({parts}); {OPERATOR} itself ",
+    )
+    lines[-1] += f"{profile['upsample_operator']:.1%}"
+    return lines
+
+
+def _shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

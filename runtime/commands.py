@@ -1,0 +1,255 @@
+"""The commands of the device side: ``restore``, ``bench`` and ``inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from echoir.runtime.artifact import Artifact
+    from echoir.runtime.bench import Subject
+    from echoir.runtime.restore import Exists
+
+LONG = 8  # entries
+EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
+
+
+def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``-m``, as every command of this project has it."""
+    help = "A model file, its .json, or a folder with one artifact."
+    return click.option("-m", "--model", metavar="ARTIFACT", required=True, help=help)(function)
+
+
+@click.command()
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option(
+    "-m", "--model", "model", metavar="ARTIFACT", required=True, help="A model file, its .json, or their folder."
+)
+@click.option("-o", "--output", metavar="OUT", required=True, help="A folder; or a file name, for one input file.")
+@click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
+@click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the session. [default: one per physical core]")
+@click.option(
+    "--exists",
+    type=click.Choice(["skip", "overwrite", "error"]),
+    default="skip",
+    show_default=True,
+    help="What to do about an output that is already there.",
+)
+@click.option(
+    "--suffix", default="", metavar="TEXT", help="Put between an output's name and its extension, e.g. _clean."
+)
+@click.option(
+    "--format", "format_", type=click.Choice(list(EXTENSIONS)), help="Format of the outputs. [default: the input's]"
+)
+@click.option(
+    "--orientation",
+    type=click.Choice(["keep", "apply"]),
+    default="keep",
+    show_default=True,
+    help="Keep pixels and their EXIF orientation as stored, or apply it: turn the pixels and drop the tag.",
+)
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images, in pixels. [default: 500000000]")
+@click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
+@click.option("--quiet", is_flag=True, help="Report failures only.")
+@click.pass_context
+def restore(
+    ctx: click.Context,
+    inputs: tuple[str, ...],
+    model: str,
+    output: str,
+    overlap: int | None,
+    batch: int | None,
+    threads: int | None,
+    exists: Exists,
+    suffix: str,
+    format_: str | None,
+    orientation: str,
+    max_pixels: int | None,
+    log_json: bool,
+    quiet: bool,
+) -> None:
+    """Restore images and folders.
+
+    INPUT is an image, a folder (every image in it and below; OUT gets the same tree), or a quoted glob
+    pattern such as 'shots/**/*.png'. PNG, JPEG, TIFF and WebP. Folders and patterns leave hidden files out.
+
+    An output appears only when it is complete, so running the same command again resumes: with
+    --exists skip, what is there is done. One bad file does not stop the others; each failure is
+    named, and the exit code is then 3.
+    """
+    from echoir.runtime.images import MAX_PIXELS
+    from echoir.runtime.restore import Naming, PlanError, Report, plan
+    from echoir.runtime.restore import restore as run
+    from echoir.runtime.restorer import Restorer
+
+    try:
+        naming = Naming(suffix, EXTENSIONS[format_] if format_ else None)
+        jobs, failures = plan(inputs, output, naming, exists)
+    except PlanError as error:
+        raise click.UsageError(str(error)) from None
+    report = Report(failed=failures)
+    with Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer:
+        try:
+            run(
+                restorer,
+                jobs,
+                report,
+                exists=exists,
+                upright=orientation == "apply",
+                max_pixels=max_pixels or MAX_PIXELS,
+                log_json=log_json,
+                quiet=quiet,
+            )
+        finally:  # also after an interruption: what is done is done
+            if not log_json:
+                for failure in report.failed:
+                    click.echo(f"failed: {failure}", err=True)
+            if not quiet:
+                click.echo(report)
+    if report.failed:
+        ctx.exit(3)
+
+
+@click.command()
+@model_option
+@click.option("--iterations", type=click.IntRange(min=2), default=50, show_default=True, help="Timed runs.")
+@click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Runs before them.")
+@click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads, for all that is compared. [default: all cores]")
+@click.option("--against", metavar="pytorch|ARTIFACT", help="Run another in turn with this one, and print ratios.")
+@click.option(
+    "--reference", metavar="CHECKPOINT", help="Weights for --against pytorch. [default: what the artifact names]"
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write all figures there; - is standard output, alone.")
+@click.option("--profile/--no-profile", default=True, show_default=True, help="Measure the share of each operator.")
+def bench(
+    model: str,
+    iterations: int,
+    warmup: int,
+    batch: int | None,
+    threads: int | None,
+    against: str | None,
+    reference: str | None,
+    json_file: str | None,
+    profile: bool,
+) -> None:
+    """Measure latency, throughput and memory.
+
+    Tiles are noise, which costs what images cost. The peak memory is that of the process with this
+    artifact alone, before anything it is compared with is loaded.
+    """
+    import json
+
+    from echoir.runtime import bench as measure
+    from echoir.runtime.artifact import Artifact
+    from echoir.runtime.files import atomic_write
+    from echoir.runtime.machine import describe_machine, usable_cores
+    from echoir.runtime.sessions import open_session
+
+    if reference and against != "pytorch":
+        raise click.UsageError("--reference goes with --against pytorch")
+    threads = threads or usable_cores()
+    artifact = Artifact.open(model)
+    before = measure.peak_memory()
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(artifact, threads=threads))
+        subjects = [measure.subject(artifact.manifest.name, artifact.manifest, session, batch)]
+        measure.time_in_turn(subjects, 1, warmup)
+        peak = measure.peak_memory()
+        if against is not None:
+            subjects.append(_opponent(stack, against, artifact, subjects[0], threads, batch, reference))
+        latencies = measure.measure(subjects, iterations, warmup)
+        machine = describe_machine()
+        shares = None
+        if profile and artifact.manifest.model.backend == "onnxruntime":
+            shares = measure.profile_onnxruntime(artifact, subjects[0].tiles, threads)
+    result = measure.report(
+        artifact.manifest, latencies, threads=threads, memory=(before, peak), machine=machine, profile=shares
+    )
+    text = json.dumps(result, indent=2) + "\n"
+    if json_file == "-":
+        click.echo(text, nl=False)
+        return
+    click.echo(measure.as_text(result))
+    if json_file:
+        with atomic_write(json_file) as temporary:
+            temporary.write_text(text)
+
+
+def _opponent(
+    stack: ExitStack,
+    against: str,
+    artifact: Artifact,
+    own: Subject,
+    threads: int,
+    batch: int | None,
+    reference: str | None,
+) -> Subject:
+    """The session that an artifact is compared with, by name."""
+    import json
+
+    from echoir.runtime import bench as measure
+    from echoir.runtime.artifact import Artifact
+    from echoir.runtime.errors import ArtifactError, MissingExtraError
+    from echoir.runtime.sessions import open_session
+
+    if against != "pytorch":
+        other = Artifact.open(against)
+        session = stack.enter_context(open_session(other, threads=threads))
+        return measure.subject(other.manifest.name, other.manifest, session, batch)
+    try:
+        from echoir.checkpoint import load_checkpoint
+        from echoir.export.reference import PyTorchSession
+    except ImportError as error:
+        raise MissingExtraError(error.name or "torch", "train") from None
+    checkpoint = load_checkpoint(reference or artifact.manifest.checkpoint.name)
+    config = json.loads(json.dumps(checkpoint.network.config.to_dict()))
+    if config != artifact.manifest.network.config:
+        raise ArtifactError("network.config", config, artifact.manifest.network.config, "other networks do not compare")
+    io: Literal["uint8", "float"] = "uint8" if artifact.manifest.input.dtype == "uint8" else "float"
+    return measure.Subject(
+        "pytorch",
+        stack.enter_context(PyTorchSession(checkpoint.network, io=io, threads=threads)),
+        own.tiles,
+        own.tile,
+        own.overlap,
+    )
+
+
+@click.command()
+@click.argument("artifact")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
+def inspect(artifact: str, as_json: bool) -> None:
+    """Show an artifact's manifest, after checking that the model is the file it describes.
+
+    ARTIFACT is a model file, its .json, or a folder with one artifact.
+    """
+    import json
+
+    from echoir.runtime.artifact import Artifact
+
+    text = Artifact.open(artifact).manifest.to_json()
+    if as_json:
+        click.echo(text, nl=False)
+        return
+    rows = [row for name, value in json.loads(text).items() for row in _rows(name, value)]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Dotted names and values; long lists by their length, for reading."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _rows(f"{name}.{key}", inner)
+    elif isinstance(value, list) and len(value) > LONG:
+        yield name, f"{len(value)} entries (--json shows them)"
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value)) or "none"
+    else:
+        yield name, "none" if value is None or value == {} else str(value)

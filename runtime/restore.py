@@ -1,0 +1,269 @@
+"""Restoring many images: which file becomes which, and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from echoir.runtime.errors import ImageError
+from echoir.runtime.images import MAX_PIXELS, WRITABLE, open_picture, picture_size, save_picture
+from echoir.runtime.progress import Progress
+from echoir.runtime.restorer import Restorer
+
+Exists = Literal["skip", "overwrite", "error"]
+
+
+class PlanError(Exception):
+    """A request that makes no sense as a whole; nothing was read or written. A usage error."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to restore and where its result goes."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that was not restored, and why."""
+
+    source: str
+    cause: str
+
+    def __str__(self) -> str:
+        return self.cause if self.source in self.cause else f"{self.source}: {self.cause}"
+
+
+@dataclass
+class Report:
+    """What became of every input."""
+
+    restored: list[Job] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"restored {len(self.restored)}, skipped {len(self.skipped)}, failed {len(self.failed)}"
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How outputs in a folder are named.
+
+    Args:
+        suffix: put between name and extension.
+        extension: of every output, with its dot; None keeps an input's own, where it is an image's.
+    """
+
+    suffix: str = ""
+    extension: str | None = None
+
+    def __call__(self, path: Path) -> Path:
+        extension = self.extension or (path.suffix if path.suffix.lower() in WRITABLE else ".png")
+        return path.with_name(f"{path.stem}{self.suffix}{extension}")
+
+
+def plan(
+    inputs: Sequence[str], output: str, naming: Naming = Naming(), exists: Exists = "skip"
+) -> tuple[list[Job], list[Failure]]:
+    """Pair every image with its output.
+
+    Files keep their names; folders and patterns their trees, relative to the folder or to the part of
+    the pattern before its first wildcard. Folders are walked in name order. Hidden files are left
+    out, and so is the output folder where it lies inside an input.
+
+    Args:
+        inputs: files, folders, and glob patterns (``**`` crosses folders). What exists under its literal
+            name is never taken for a pattern.
+        output: a folder; or, for one input that is a file, a name with an image's extension.
+        naming: of outputs in a folder.
+        exists: with ``"overwrite"``, a file named as both input and output replaces itself.
+
+    Returns:
+        The jobs in order, and a failure for each input that leads to no image.
+
+    Raises:
+        PlanError: two inputs with one output, an output that would replace an input, or a file name
+            as the output of anything but one file.
+    """
+    out = Path(output)
+    as_file = _is_file_name(inputs, output)
+    if as_file and naming != Naming():
+        raise PlanError(f"{output} is a file name; a suffix or a format applies to outputs in a folder")
+    jobs: dict[Job, None] = {}  # an input given twice is one job
+    failures: list[Failure] = []
+    for given in inputs:
+        found = list(_find(given, out))
+        if not found:
+            failures.append(Failure(given, "holds no image" if Path(given).is_dir() else "matches no image"))
+        for item in found:
+            if isinstance(item, Failure):
+                failures.append(item)
+            else:
+                source, relative = item
+                jobs[Job(source, out if as_file else out / naming(relative))] = None
+    _refuse_collisions(list(jobs), may_replace_itself=as_file and exists == "overwrite")
+    return list(jobs), failures
+
+
+def _is_file_name(inputs: Sequence[str], output: str) -> bool:
+    """Whether the output is to be a file, not a folder; refuses what could only be a mistake."""
+    out = Path(output)
+    if out.is_dir() or output.endswith(os.sep):
+        return False
+    one_file = len(inputs) == 1 and not Path(inputs[0]).is_dir() and not _is_pattern(inputs[0])
+    image = out.suffix.lower() in WRITABLE
+    if one_file and out.suffix and not image:
+        raise PlanError(
+            f"{output} is no image that can be written ({', '.join(WRITABLE)}); a folder's name ends in {os.sep}"
+        )
+    if not one_file and (image or out.exists()):
+        raise PlanError(f"{output} is a file, and the input is not one file; name a folder")
+    return image or out.exists()
+
+
+def _is_pattern(given: str) -> bool:
+    return glob.has_magic(given) and not os.path.lexists(given)
+
+
+def _find(given: str, out: Path) -> Iterator[tuple[Path, Path] | Failure]:
+    """The images of one input, each with its place in the tree."""
+    path = Path(given)
+    if path.is_dir():
+        yield from _walk(path, path, out)
+    elif _is_pattern(given):
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
+        root = Path(*fixed)
+        for match in map(Path, sorted(glob.glob(given, recursive=True))):
+            if match.is_dir():
+                yield from _walk(match, root, out)
+            elif match.suffix.lower() in WRITABLE and not match.is_relative_to(out):
+                yield match, match.relative_to(root)
+    else:
+        yield path, Path(path.name)  # whether it is there and an image shows when it is read
+
+
+def _walk(folder: Path, root: Path, out: Path) -> Iterator[tuple[Path, Path] | Failure]:
+    errors: list[OSError] = []
+    own_output = out.resolve()
+    for at, folders, files in os.walk(folder, onerror=errors.append):
+        here = Path(at)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != own_output)
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in WRITABLE:
+                yield here / name, (here / name).relative_to(root)
+    for error in errors:
+        yield Failure(str(error.filename), f"the folder cannot be read: {error.strerror}")
+
+
+def _refuse_collisions(jobs: Sequence[Job], *, may_replace_itself: bool) -> None:
+    sources = {job.source.resolve(): job.source for job in jobs}
+    claimed: dict[Path, Path] = {}
+    for job in jobs:
+        target = job.target.resolve()
+        if target in claimed:
+            raise PlanError(
+                f"{claimed[target]} and {job.source} would both become {job.target}; "
+                "restore them into different folders, or give their common folder to keep its tree"
+            )
+        claimed[target] = job.source
+        if target in sources and not may_replace_itself:
+            raise PlanError(
+                f"{job.target} is an input and would be replaced; use another folder or --suffix "
+                "(one file replaces itself if it is named as the output, with --exists overwrite)"
+            )
+
+
+def restore(
+    restorer: Restorer,
+    jobs: Sequence[Job],
+    report: Report,
+    *,
+    exists: Exists = "skip",
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    log_json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Do the jobs one after the other; one that fails does not stop the others.
+
+    Args:
+        restorer: restores each image.
+        jobs: what :func:`plan` returned.
+        report: filled in as the work goes on, so that it is true after an interruption too.
+        exists: what to do where the output is already there. An output appears only when it is
+            complete, so ``"skip"`` resumes an interrupted run.
+        upright: turn pixels by their EXIF orientation and drop the tag.
+        max_pixels: larger images fail, before they are decoded.
+        log_json: progress and failures as JSON lines.
+        quiet: no progress.
+
+    Raises:
+        BackendError: the session broke down, so no further image can be restored.
+    """
+    todo = list(_pending(jobs, report, exists))
+    # The ETA counts tiles, since images differ in size.
+    tiles = [_tiles(restorer, job.source, upright, max_pixels) for job in todo]
+    with Progress("restore", sum(tiles), "tiles", log_json=log_json, quiet=quiet) as progress:
+
+        def note(failure: Failure) -> None:
+            if log_json:
+                progress.note(str(failure), **asdict(failure))
+
+        for failure in report.failed:
+            note(failure)
+        for job, expected in zip(todo, tiles, strict=True):
+            begun = progress.done
+            progress.advance(0, file=str(job.source))
+            try:
+                _restore_one(restorer, job, progress, upright, max_pixels)
+                report.restored.append(job)
+            except (ImageError, MemoryError) as error:
+                report.failed.append(Failure(str(job.source), str(error) or "out of memory"))
+                note(report.failed[-1])
+            progress.advance(begun + expected - progress.done)
+        progress.fields.pop("file", None)
+        progress.advance(0, restored=len(report.restored), skipped=len(report.skipped), failed=len(report.failed))
+
+
+def _pending(jobs: Sequence[Job], report: Report, exists: Exists) -> Iterator[Job]:
+    """The jobs that are left to do, after those whose outputs are there."""
+    for job in jobs:
+        # An input that is gone is a failure even if it was restored once.
+        if exists == "overwrite" or not job.target.is_file() or not job.source.exists():
+            yield job
+        elif exists == "skip":
+            report.skipped.append(job)
+        else:
+            report.failed.append(Failure(str(job.source), f"the output {job.target} exists already (--exists error)"))
+
+
+def _tiles(restorer: Restorer, source: Path, upright: bool, max_pixels: int) -> int:
+    """Tiles of an image by its header; zero for what will turn out unreadable."""
+    try:
+        height, width = picture_size(source, upright=upright)
+    except ImageError:
+        return 0
+    return restorer.tiles(height, width) if height * width <= max_pixels else 0
+
+
+def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> None:
+    picture = open_picture(job.source, max_pixels=max_pixels, upright=upright)
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"cannot create the folder {job.target.parent}: {error.strerror or error}") from error
+    begun = progress.done
+
+    def on_tiles(done: int, total: int) -> None:
+        progress.advance(begun + done - progress.done)
+
+    rows = restorer.strips(picture.read_rows, picture.height, picture.width, on_tiles=on_tiles)
+    save_picture(job.target, rows, picture)
