@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -106,19 +107,13 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
             that could only be restored with loss (several frames or pages, CMYK, more than 16 bits).
     """
     path = Path(path)
-    try:
+    with _reading(path):
         format, png_text = _sniff(path)
         image = _loader(format)(str(path), access="sequential", fail_on="error")
         _check_header(path, image, max_pixels)
         if upright:
             image = image.autorot()
         pixels = image.numpy()
-    except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
-    except _vips().Error as error:
-        raise ImageError(f"cannot read {path}: {_cause(error)}; is the file truncated or damaged?") from error
-    except MemoryError as error:
-        raise ImageError(f"cannot read {path}: out of memory for {image.width} x {image.height} pixels") from error
     shape = (image.height, image.width, image.bands)
     return Picture(path, format, pixels.reshape(shape), (image.xres, image.yres), _metadata(image), png_text)
 
@@ -130,15 +125,10 @@ def picture_size(path: str | os.PathLike[str], *, upright: bool = False) -> tupl
         ImageError: no such file, or not such a picture.
     """
     path = Path(path)
-    try:
-        format, _ = _sniff(path)
-        image = _loader(format)(str(path), access="sequential")
-    except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
-    except _vips().Error as error:
-        raise ImageError(f"cannot read {path}: {_cause(error)}") from error
-    if upright:
-        image = image.autorot()
+    with _reading(path):
+        image = _loader(_sniff(path)[0])(str(path), access="sequential")
+        if upright:
+            image = image.autorot()
     return image.height, image.width
 
 
@@ -179,6 +169,17 @@ def save_picture(path: str | os.PathLike[str], rows: Iterable[Array], like: Pict
                 insert_chunks(temporary, chunks)
         except _vips().Error as error:
             raise ImageError(f"cannot write {path}: {_cause(error)}") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what reading a file can raise into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
+    except _vips().Error as error:  # libvips reports a lack of memory like this as well
+        raise ImageError(f"cannot read {path}: {_cause(error)}; is the file truncated or damaged?") from error
 
 
 def _check_target(path: Path, like: Picture) -> str:
