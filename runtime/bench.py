@@ -212,20 +212,55 @@ def summarise(events: Iterable[dict[str, Any]], runs: int) -> Profile:
     operators: Counter[str] = Counter()
     upsamplers: Counter[str] = Counter(dict.fromkeys(UPSAMPLERS, 0))
     proper = total = 0
-    for event in events:
-        name, kind, micros = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], event["dur"]
-        total += micros
-        operators[kind] += micros
-        parts = set(re.findall(r"[A-Za-z0-9]+", name))
-        for level in parts.intersection(UPSAMPLERS):
-            upsamplers[level] += micros
-            proper += micros if OPERATOR in parts else 0
+    for event, (level, operator) in attribute(sorted(events, key=lambda e: e["ts"])):
+        total += event["dur"]
+        operators[event["args"]["op_name"]] += event["dur"]
+        if level:
+            upsamplers[level] += event["dur"]
+            proper += event["dur"] if operator else 0
     return Profile(
         milliseconds=total / 1e3 / runs,
-        operators={kind: micros / total for kind, micros in operators.most_common()},
-        upsamplers={level: micros / total for level, micros in upsamplers.items()},
-        upsample_operator=proper / total,
+        operators={kind: micros / max(total, 1) for kind, micros in operators.most_common()},
+        upsamplers={level: micros / max(total, 1) for level, micros in upsamplers.items()},
+        upsample_operator=proper / max(total, 1),
     )
+
+
+def attribute(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], tuple[str, bool]]]:
+    """Find each operator event's upsampler, and whether it is part of the operator proper.
+
+    Exported nodes are named by module (``up1/reduce/Conv``). ONNX Runtime inlines the EchoUpsample
+    function under names without the module, which run between that module's own nodes; and it
+    inserts nodes that change the layout: one before the node that needs it, or after the node
+    whose result it changes back.
+
+    Args:
+        events: in the order they ran.
+
+    Returns:
+        With each event ``(upsampler, operator proper)``; the upsampler is empty elsewhere.
+    """
+    owners: list[tuple[str, bool] | None] = []
+    level = ""
+    for event in events:
+        name = event["name"].removesuffix("_kernel_time")
+        if named := re.search(r"(?:^|[/_])(up[123])/", name):
+            level = named[1]
+            owners.append((level, False))
+        elif OPERATOR in name:
+            owners.append((level, True))
+        elif event["args"]["op_name"] == "ReorderInput":
+            owners.append(None)
+        elif event["args"]["op_name"] == "ReorderOutput" or ("/" not in name and "_token_" in name):
+            owners.append(owners[-1] if owners else ("", False))
+        else:
+            owners.append(("", False))
+    after: tuple[str, bool] = ("", False)
+    found = []
+    for event, owner in zip(reversed(events), reversed(owners), strict=True):
+        after = after if owner is None else owner
+        found.append((event, after))
+    return found[::-1]
 
 
 def report(
