@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from echoir import __version__
 from echoir.checkpoint import Checkpoint
+from echoir.evaluate import restore_whole
 from echoir.export.figures import (
     AgainstTruth,
     AgainstWhole,
@@ -27,8 +28,7 @@ from echoir.export.figures import (
     channel_shift,
     code_error,
 )
-from echoir.export.reference import PyTorchSession, restore_whole
-from echoir.export.samples import Sample, Samples
+from echoir.export.reference import PyTorchSession
 from echoir.metrics import to_8bit
 from echoir.network import EchoIR
 from echoir.runtime.artifact import Manifest
@@ -37,6 +37,7 @@ from echoir.runtime.files import atomic_write
 from echoir.runtime.restorer import Restorer
 from echoir.runtime.sessions import Session
 from echoir.runtime.tiling import tile_starts
+from echoir.samples import Sample, Samples
 
 FORMAT = 1
 MIN_SIDE = 11  # SSIM's window
@@ -82,12 +83,12 @@ GATES = {
 }
 
 
-def default_gate(manifest: Manifest) -> Gate:
-    """The gate of a precision, translated for models that give 8-bit codes."""
+def default_gate(manifest: Manifest, min_psnr: float | None = None, max_drop: float | None = None) -> Gate:
+    """The gate of a precision, translated for models that give 8-bit codes; limits that are given replace its own."""
     gate = GATES[manifest.precision.name]
     if manifest.output.dtype == "uint8" and gate.min_psnr is not None:
-        return replace(gate, min_psnr=round(psnr_of_codes(gate.min_psnr), 1))
-    return gate
+        gate = replace(gate, min_psnr=round(psnr_of_codes(gate.min_psnr), 1))
+    return Gate(gate.min_psnr if min_psnr is None else min_psnr, gate.max_drop if max_drop is None else max_drop)
 
 
 def psnr_of_codes(psnr: float) -> float:
@@ -323,5 +324,5 @@ def _conditions(manifest: Manifest, samples: Samples, overlap: int) -> dict[str,
         "degradation": samples.describe(),
         "tile": {"height": manifest.tile.height, "width": manifest.tile.width, "overlap": overlap},
         "io": manifest.input.dtype,
-        "versions": {"echoir": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"echoir": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
     }

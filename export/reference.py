@@ -48,17 +48,3 @@ class PyTorchSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def restore_whole(network: EchoIR, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The network on an image in one piece: what tiles are measured against.
-
-    Args:
-        image: float32 [H, W, 3] RGB, nominally in [0, 1].
-
-    Returns:
-        float32 [H, W, 3], not clipped.
-    """
-    with torch.inference_mode():
-        batch = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-        return np.ascontiguousarray(np.asarray(network(batch))[0].transpose(1, 2, 0))

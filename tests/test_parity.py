@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_manifest
 from PIL import Image
 
 from echoir.checkpoint import Checkpoint
+from echoir.evaluate import restore_whole
 from echoir.export.figures import AgainstTruth, SetFigures, SquaredError, WorstTile, channel_shift, code_error
 from echoir.export.parity import (
     GATES,
@@ -26,13 +28,12 @@ from echoir.export.parity import (
     seam_band,
     windows,
 )
-from echoir.export.reference import PyTorchSession, restore_whole
-from echoir.export.samples import SHIPPED, open_samples
+from echoir.export.reference import PyTorchSession
 from echoir.metrics import to_8bit
 from echoir.network import EchoIR
 from echoir.runtime.artifact import Manifest, Precision
 from echoir.runtime.errors import ArtifactError, ImageError
-from tests.builders import make_manifest
+from echoir.samples import SHIPPED, open_samples
 
 HASH = "0" * 64
 

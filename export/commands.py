@@ -1,0 +1,181 @@
+"""The commands ``export`` and ``parity``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+ALIGNMENT = 16  # the coarsest EchoUpsample works on blocks of 2 x 2 cells at an eighth of the resolution
+
+
+class PrecisionType(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """The precisions of this version; int8 gets a word of its own."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "int8":
+            self.fail("int8 is not in this version; choose fp16 or fp32", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class TileType(click.ParamType):  # type: ignore[type-arg]
+    """``256``, or ``HEIGHTxWIDTH``, in pixels."""
+
+    name = "tile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        sides = value.split("x")
+        if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
+            self.fail(f"{value!r} is not a size such as 256 or 256x384", param, ctx)
+        height, width = (int(side) for side in (sides * 2)[:2])
+        if not height or not width or height % ALIGNMENT or width % ALIGNMENT:
+            self.fail(f"{value!r}: both sides must be multiples of {ALIGNMENT} pixels", param, ctx)
+        return height, width
+
+
+class BatchType(click.ParamType):  # type: ignore[type-arg]
+    """A number of tiles, or ``dynamic``."""
+
+    name = "batch"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "dynamic":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of tiles nor 'dynamic'", param, ctx)
+        return int(value)
+
+
+READABLE = click.Path(exists=True, file_okay=False, path_type=Path)
+WRITABLE = click.Path(file_okay=False, path_type=Path)
+
+_MEASURE = [
+    click.option("--images", type=READABLE, metavar="DIR", help="Clean, or input/ and target/. [default: shipped]"),
+    click.option("--sigma", type=click.FloatRange(min=0), help="Noise to add to clean pictures, of 255. [default: 25]"),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N pictures by name."),
+    click.option("--min-psnr", type=float, metavar="DB", help="Gate: worst picture against PyTorch."),
+    click.option("--max-drop", type=click.FloatRange(min=0), metavar="DB", help="Gate: change against truth."),
+    click.option("--threads", type=click.IntRange(min=1), help="Threads of engine and PyTorch. [default: all cores]"),
+    click.option("--log-json", is_flag=True, help="Report progress as JSON lines."),
+]  # fmt: skip
+
+
+def measure_options(command: Any) -> Any:
+    """The options that both commands share."""
+    for option in reversed(_MEASURE):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option(
+    "--precision",
+    type=PrecisionType(["fp16", "fp32"]),
+    default="fp16",
+    show_default=True,
+    help="Of weights and activations; what needs it stays float32.",
+)
+@click.option("--weights", default="denoise", show_default=True, metavar="NAME|FILE", help="Shipped name, or file.")
+@click.option(
+    "--target",
+    "targets",
+    type=click.Choice(["auto", "onnx", "tensorrt", "tensorrt-rtx"]),
+    multiple=True,
+    default=["auto"],
+    show_default=True,
+    help="What to make; may be repeated. The ONNX is always written; auto adds every engine this machine can build.",
+)
+@click.option("--tile", type=TileType(), default="256", show_default=True, metavar="N|HxW", help="Pixels of a tile.")
+@click.option("--batch", type=BatchType(), default="1", show_default=True, metavar="N|dynamic", help="Tiles per run.")
+@click.option("--overlap", type=click.IntRange(min=0), default=32, show_default=True, help="Pixels that tiles share.")
+@click.option(
+    "--io",
+    type=click.Choice(["float", "uint8"]),
+    default="float",
+    show_default=True,
+    help="float32 NCHW in [0, 1]; or uint8 NHWC as cameras give it, converted inside the model.",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="GPU an engine is for, e.g. 8.9; may be repeated. [default: the builder's]",
+)
+@click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="[default: ./echoir-WEIGHTS-PRECISION]")
+@click.option("--force", is_flag=True, help="Replace an earlier export in DIR.")
+@measure_options
+def export(**options: Any) -> None:
+    """Make a deployable artifact from a checkpoint, with its proof.
+
+    Writes a folder with the model, its manifest, parity.json and report.html. It appears whole, or
+    not at all: when the parity gate fails, the files are kept aside in a folder whose name ends
+    in .failed, and the exit code is 5.
+    """
+    from echoir.export.pipeline import Request, export_artifact
+    from echoir.export.summary import lines
+
+    gate = {name: options.pop(name) for name in ("min_psnr", "max_drop")}
+    log_json, force = options.pop("log_json"), options.pop("force")
+    request = Request(**options, **gate)
+    folder = request.folder
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "parity.json").is_file():
+            raise click.UsageError(f"{folder} holds something else than an export; name another folder with -o")
+        if not force:
+            raise click.UsageError(f"{folder} holds an earlier export; replace it with --force, or give another -o")
+    result = export_artifact(request, log_json=log_json)
+    click.echo("\n".join([*lines(result.report), "", *result.lines()]))
+
+
+@click.command()
+@click.option("-m", "--model", metavar="ARTIFACT", required=True, help="A model file, its .json, or their folder.")
+@click.option("--reference", metavar="NAME|FILE", help="The checkpoint it came from. [default: the manifest's]")
+@click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
+@click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="Write parity.json and report.html there.")
+@measure_options
+def parity(model: str, reference: str | None, output: Path | None, log_json: bool, **options: Any) -> None:
+    """Measure an artifact against PyTorch.
+
+    The checkpoint must be the one the artifact was made from (exit code 4 otherwise). When the
+    gate fails, the exit code is 5.
+    """
+    from echoir.checkpoint import load_checkpoint
+    from echoir.export.parity import default_gate, measure_parity
+    from echoir.export.summary import lines
+    from echoir.runtime.artifact import Artifact
+    from echoir.runtime.errors import GateError, ImageError
+    from echoir.runtime.progress import Progress
+    from echoir.runtime.sessions import open_session
+    from echoir.samples import SHIPPED, open_samples
+
+    artifact = Artifact.open(model)
+    manifest = artifact.manifest
+    checkpoint = load_checkpoint(reference or manifest.checkpoint.name)
+    samples = open_samples(options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"])
+    with (
+        open_session(artifact, threads=options["threads"]) as session,
+        Progress("parity", len(samples), "pictures", log_json=log_json) as progress,
+    ):
+        report = measure_parity(
+            manifest,
+            session,
+            checkpoint,
+            samples,
+            gate=default_gate(manifest, options["min_psnr"], options["max_drop"]),
+            overlap=options["overlap"],
+            threads=options["threads"],
+            on_image=lambda name: progress.advance(picture=name),
+        )
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(f"cannot write {output}: {error.strerror}") from error
+        report.write(output)
+    click.echo("\n".join(lines(report)))
+    if not report.passed:
+        raise GateError(f"{manifest.name}: {'; '.join(report.failures)}")

@@ -1,0 +1,289 @@
+"""From a checkpoint to a folder that can be deployed: ONNX, engines, manifests, and the proof."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from echoir import __version__
+from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
+from echoir.checkpoint import Checkpoint, load_checkpoint
+from echoir.export.engine import build_engine
+from echoir.export.onnx_export import INPUT, OUTPUT, export_onnx, tile_alignment
+from echoir.export.parity import ParityReport, default_gate, measure_parity
+from echoir.export.reference import IO
+from echoir.runtime.artifact import (
+    FLOAT_NCHW,
+    UINT8_NHWC,
+    Artifact,
+    CheckpointRecord,
+    Engine,
+    Manifest,
+    Model,
+    Network,
+    Precision,
+    TensorSpec,
+    Tile,
+    write_artifact,
+)
+from echoir.runtime.errors import BackendError, GateError, ImageError
+from echoir.runtime.progress import Progress
+from echoir.runtime.sessions import open_session
+from echoir.samples import SHIPPED, Samples, open_samples
+
+Target = Literal["auto", "onnx", "tensorrt", "tensorrt-rtx"]
+EngineTarget = Literal["tensorrt", "tensorrt-rtx"]
+ENGINES: tuple[EngineTarget, ...] = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export; the defaults are those of the command.
+
+    Attributes:
+        weights: a shipped checkpoint's name, or a file.
+        precision: ``"fp16"`` or ``"fp32"``.
+        targets: ``"auto"`` is every engine this machine can build; the ONNX is always made.
+        tile: (height, width) in pixels, multiples of 16.
+        batch: tiles per run; None leaves it open.
+        overlap: pixels that neighbouring tiles share at least, the artifact's default.
+        io: ``"float"`` (float32 NCHW in [0, 1]) or ``"uint8"`` (NHWC).
+        compute_capabilities: GPUs an engine is for, as ``"8.9"``; empty takes the builder's default.
+        images: pictures for parity (see :func:`echoir.samples.open_samples`); None takes the shipped.
+        sigma, limit: of the pictures.
+        min_psnr, max_drop: the gate; None takes the precision's.
+        threads: of engine and PyTorch; None takes all cores.
+        output: the folder to make; None makes ``./echoir-WEIGHTS-PRECISION``.
+    """
+
+    weights: str = "denoise"
+    precision: Literal["fp16", "fp32"] = "fp16"
+    targets: tuple[Target, ...] = ("auto",)
+    tile: tuple[int, int] = (256, 256)
+    batch: int | None = 1
+    overlap: int = 32
+    io: IO = "float"
+    compute_capabilities: tuple[str, ...] = ()
+    images: Path | None = None
+    sigma: float | None = None
+    limit: int | None = None
+    min_psnr: float | None = None
+    max_drop: float | None = None
+    threads: int | None = None
+    output: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the artifact: ``denoise-fp16``, ``denoise-fp16-uint8``."""
+        return f"{Path(self.weights).stem}-{self.precision}" + ("-uint8" if self.io == "uint8" else "")
+
+    @property
+    def folder(self) -> Path:
+        return Path(f"echoir-{self.name}") if self.output is None else self.output
+
+
+@dataclass(frozen=True)
+class Export:
+    """What came out.
+
+    Attributes:
+        folder: holds everything.
+        artifacts: the ONNX first, then the engines.
+        report: of the ONNX; engines are built from that very file.
+        left_out: (target, why) of what ``auto`` could not make here.
+    """
+
+    folder: Path
+    artifacts: tuple[Artifact, ...]
+    report: ParityReport
+    left_out: tuple[tuple[str, str], ...]
+
+    def lines(self) -> list[str]:
+        """What was made and what was not, for the terminal."""
+        text = [f"{self.folder}{os.sep}"]
+        for artifact in self.artifacts:
+            engine = artifact.manifest.engine
+            built = f", built in {engine.build_seconds:.1f} s, not run here" if engine else ""
+            text.append(f"  {artifact.model_path.name}  {artifact.manifest.model.bytes / 1e6:.2f} MB{built}")
+        text.append("  parity.json, report.html")
+        return text + [f"left out {target}: {why}" for target, why in self.left_out]
+
+
+def export_artifact(request: Request, *, log_json: bool = False) -> Export:
+    """Make a folder with the ONNX, the engines asked for, their manifests, ``parity.json`` and ``report.html``.
+
+    The folder appears whole or not at all; an earlier one of that name is replaced. Progress goes
+    to standard error.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be used, or the result is not what its manifest says.
+        BackendError: an engine asked for by name cannot be built here.
+        GateError: the figures do not pass; the files are kept in the folder's name + ``.failed``.
+        ImageError: pictures cannot be read, or the folder cannot be written.
+    """
+    checkpoint = load_checkpoint(request.weights)
+    samples = open_samples(request.images or SHIPPED, checkpoint.task, sigma=request.sigma, limit=request.limit)
+    wanted = engines(request.targets)
+    steps = 1 + len(samples) + len(wanted)
+    with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
+        artifact = _make_onnx(request, checkpoint, stage)
+        progress.advance(file=artifact.model_path.name)
+        artifact, report = _prove(request, checkpoint, artifact, samples, progress)
+        report.write(stage)
+        if not report.passed:
+            kept = set_aside(stage, request.folder)
+            raise GateError(f"{request.name}: {'; '.join(report.failures)}; kept aside in {kept}")
+        built, left_out = _build_engines(request, artifact, wanted, progress)
+    artifacts = (artifact, *built)
+    moved = tuple(replace(one, model_path=request.folder / one.model_path.name) for one in artifacts)
+    return Export(request.folder, moved, report, tuple(left_out))
+
+
+def engines(targets: tuple[Target, ...]) -> dict[EngineTarget, bool]:
+    """The engines to try, and whether each must succeed."""
+    return {target: target in targets for target in ENGINES if target in targets or "auto" in targets}
+
+
+def set_aside(stage: Path, folder: Path) -> Path:
+    """Rename a finished folder whose gate failed, in place of an earlier such one."""
+    kept = folder.with_name(folder.name + ".failed")
+    _replace(stage, kept)
+    return kept
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its name when the body ends, and goes when it raises.
+
+    Raises:
+        ImageError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        folder = folder.absolute()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ImageError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        stage.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        yield stage
+        _replace(stage, folder)
+    except OSError as error:
+        raise ImageError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(stage: Path, folder: Path) -> None:
+    """Rename ``stage`` to ``folder``; what was there goes only once the new one is in place."""
+    if not folder.exists():
+        stage.rename(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as leaving:
+        old = folder.rename(Path(leaving) / folder.name)
+        try:
+            stage.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask
+
+
+def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path) -> Artifact:
+    import onnx
+    import torch
+
+    path = stage / f"{request.name}.onnx"
+    network = checkpoint.network
+    info = export_onnx(
+        network, path, tile=request.tile, batch=request.batch, io=request.io, precision=request.precision
+    )
+    tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
+    manifest = Manifest(
+        name=request.name,
+        task=checkpoint.task,
+        network=Network(checkpoint.preset, info.parameters, network.config.to_dict()),
+        checkpoint=CheckpointRecord(_recorded(request.weights, checkpoint), checkpoint.sha256),
+        model=Model("onnxruntime"),
+        precision=Precision(request.precision, {"float32": info.float32_nodes} if info.float32_nodes else {}),
+        tile=Tile(*request.tile, request.overlap, tile_alignment(network), request.batch),
+        input=TensorSpec(INPUT, **tensor),
+        output=TensorSpec(OUTPUT, **tensor),
+        versions={
+            "echoir": __version__,
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
+            "opset": str(info.opset),
+        },
+    )
+    return write_artifact(manifest, path)
+
+
+def _recorded(weights: str, checkpoint: Checkpoint) -> str:
+    """How the manifest names the checkpoint: a shipped one by its name, another by its file's."""
+    return checkpoint.path.stem if checkpoint.path.parent == SHIPPED_WEIGHTS else checkpoint.path.name
+
+
+def _prove(
+    request: Request, checkpoint: Checkpoint, artifact: Artifact, samples: Samples, progress: Progress
+) -> tuple[Artifact, ParityReport]:
+    """Measure the ONNX, and write the figures into its manifest."""
+    manifest = artifact.manifest
+    with open_session(artifact, threads=request.threads) as session:
+        report = measure_parity(
+            manifest,
+            session,
+            checkpoint,
+            samples,
+            gate=default_gate(manifest, request.min_psnr, request.max_drop),
+            threads=request.threads,
+            on_image=lambda name: progress.advance(picture=name),
+        )
+    return write_artifact(replace(manifest, parity=report.summary()), artifact.model_path), report
+
+
+def _build_engines(
+    request: Request, source: Artifact, wanted: dict[EngineTarget, bool], progress: Progress
+) -> tuple[list[Artifact], list[tuple[str, str]]]:
+    """Build engines from the ONNX; those that may be left out are, with the reason."""
+    built: list[Artifact] = []
+    left_out: list[tuple[str, str]] = []
+    for target, required in wanted.items():
+        try:
+            built.append(_build_engine(request, source, target))
+        except BackendError as error:
+            if required:
+                raise
+            left_out.append((target, str(error)))
+        progress.advance(file=target)
+    return built, left_out
+
+
+def _build_engine(request: Request, source: Artifact, target: EngineTarget) -> Artifact:
+    manifest = source.manifest
+    path = source.model_path.with_name(f"{request.name}-{target}.engine")
+    info = build_engine(source.model_path, path, target=target, compute_capabilities=list(request.compute_capabilities))
+    engine = Engine(info.version, tuple(info.compute_capabilities), info.seconds)
+    # No figures: an engine runs on the GPU it is for. Its source's are found by onnx_sha256.
+    return write_artifact(
+        replace(
+            manifest,
+            name=path.stem,
+            model=Model(target),
+            onnx_sha256=source.manifest.model.sha256,
+            engine=engine,
+            parity=None,
+        ),
+        path,
+    )

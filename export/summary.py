@@ -1,0 +1,82 @@
+"""A parity report in a few lines of plain text, for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from echoir.export.figures import AgainstTruth
+    from echoir.export.parity import Gate, ParityReport
+
+HEAD = ["picture", "to PyTorch", "codes", "input", "PyTorch", "engine", "change", "SSIM"]
+
+
+def lines(report: ParityReport) -> list[str]:
+    """The figures of every picture and of all, in dB, and the gate's verdict."""
+    manifest, tile = report.manifest, report.conditions["tile"]
+    text = [
+        f"{manifest.name}: {manifest.precision.name} through {manifest.model.backend}, against PyTorch in float32",
+        f"{degradation(report)}; tiles {tile['height']} x {tile['width']}, overlap {tile['overlap']}; PSNR in dB",
+        "",
+    ]
+    figures = report.figures
+    if figures is not None:
+        rows = [
+            [image.name, db(image.error.psnr), str(image.code_error), *_truth(image.truth)] for image in figures.images
+        ]
+        rows.append(["all", db(figures.error.psnr), str(figures.code_error), *_truth(figures.truth)])
+        text += [*table(HEAD, rows), ""]
+        red, green, blue = figures.channel_shift
+        text.append(f"channel shift {red:+.4f}, {green:+.4f}, {blue:+.4f} codes (R, G, B)")
+        worst = figures.worst_tile
+        text.append(f"worst tile {db(worst.error.psnr)} dB, row {worst.top}, column {worst.left} of {worst.image}")
+        if (whole := figures.whole) is not None:
+            text.append(
+                f"tiles against the whole image {db(whole.engine.psnr)} dB (seam band {db(whole.seam.psnr)}, "
+                f"elsewhere {db(whole.elsewhere.psnr)}), {whole.gain_psnr:+.3f} dB against ground truth"
+            )
+    text += [f"rejected {name}: {reason}" for name, reason in report.rejected]
+    text.append(f"gate {'passed' if report.passed else 'FAILED'}: {asked(report.gate)}")
+    return text + [f"  {reason}" for reason in report.failures]
+
+
+def degradation(report: ParityReport) -> str:
+    """What the pictures are, in words."""
+    done = report.conditions["degradation"]
+    pictures = f"{done['pictures']} picture{'s' if done['pictures'] > 1 else ''}"
+    if done["kind"] == "pairs":
+        return f"{pictures} with their targets"
+    return f"{pictures}, Gaussian noise of sigma {done['sigma']:g}, seed {done['seed']}"
+
+
+def asked(gate: Gate) -> str:
+    """A gate in words."""
+    parts = []
+    if gate.min_psnr is not None:
+        parts.append(f"at least {gate.min_psnr:g} dB from engine to PyTorch on every picture")
+    if gate.max_drop is not None:
+        parts.append(f"at most {gate.max_drop:g} dB of change against ground truth")
+    return ", ".join(parts) or "finite, not constant"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    first, *rest = widths
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join([row[0].ljust(first), *(cell.rjust(w) for cell, w in zip(row[1:], rest, strict=True))])
+
+    return [line(head), "  ".join("-" * width for width in widths), *map(line, rows)]
+
+
+def db(value: float) -> str:
+    """Decibels with two digits; a dash over no pixels."""
+    return "-" if math.isnan(value) else "equal" if math.isinf(value) else f"{value:.2f}"
+
+
+def _truth(truth: AgainstTruth) -> list[str]:
+    values = [db(truth.degraded_psnr), db(truth.pytorch_psnr), db(truth.engine_psnr)]
+    return [*values, f"{truth.delta_psnr:+.4f}", f"{truth.engine_ssim:.4f}"]
