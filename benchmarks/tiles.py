@@ -1,0 +1,145 @@
+"""Tiled against whole image, and both against ground truth, over tile sizes and overlaps.
+
+    python benchmarks/tiles.py --data FOLDER [--weights denoise] [--sigma 25] [--limit N]
+                               [--tile 128 256 512] [--overlap 16 32 64]
+
+FOLDER (or the environment variable ECHOIR_DATA) holds clean pictures, which get Gaussian noise, or
+input/ and target/ pairs. Everything runs through PyTorch in float32, so the table shows tiling alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from echoir.checkpoint import Checkpoint, load_checkpoint
+from echoir.evaluate import restore_whole
+from echoir.export.figures import Image, SquaredError
+from echoir.export.parity import seam_band, windows
+from echoir.export.reference import PyTorchSession
+from echoir.export.summary import db, table
+from echoir.metrics import psnr, to_8bit
+from echoir.runtime.artifact import (
+    FLOAT_NCHW,
+    CheckpointRecord,
+    Manifest,
+    Model,
+    Network,
+    Precision,
+    TensorSpec,
+    Tile,
+)
+from echoir.runtime.errors import EchoIRError
+from echoir.runtime.progress import Progress
+from echoir.runtime.restorer import Restorer
+from echoir.samples import open_samples
+
+HEAD = [
+    "tile", "overlap", "cost", "to whole", "in band", "elsewhere", "band", "truth", "gain", "in band", "elsewhere",
+]  # fmt: skip
+
+
+@dataclass
+class Row:
+    """One (tile, overlap), pooled over pictures.
+
+    ``difference`` is tiled against whole; ``tiled`` and ``whole`` are against the truth, in 8-bit.
+    Each is a pair: the band where several tiles contribute, and elsewhere.
+    """
+
+    computed: int = 0  # pixels that went through the network
+    pixels: int = 0
+    truth: list[float] = field(default_factory=list)  # PSNR of the tiled picture
+    gain: list[float] = field(default_factory=list)  # against that of the whole one
+    difference: list[SquaredError] = field(default_factory=lambda: [SquaredError(), SquaredError()])
+    tiled: list[SquaredError] = field(default_factory=lambda: [SquaredError(), SquaredError()])
+    whole: list[SquaredError] = field(default_factory=lambda: [SquaredError(), SquaredError()])
+
+    def cells(self) -> list[str]:
+        band, elsewhere = self.difference
+        gains = [
+            f"{tiled.psnr - whole.psnr:+.3f}" if tiled.count else "-"
+            for tiled, whole in zip(self.tiled, self.whole, strict=True)
+        ]
+        both = band + elsewhere
+        return [
+            f"{self.computed / self.pixels:.2f}", db(both.psnr), db(band.psnr), db(elsewhere.psnr),
+            f"{100 * band.count / both.count:.0f} %", db(mean(self.truth)), f"{mean(self.gain):+.3f}", *gains,
+        ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("ECHOIR_DATA"))
+    parser.add_argument("--weights", default="denoise")
+    parser.add_argument("--sigma", type=float)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--tile", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--overlap", type=int, nargs="+", default=[16, 32, 64])
+    given = parser.parse_args()
+    if given.data is None:
+        parser.error("name a folder with --data or ECHOIR_DATA")
+    checkpoint = load_checkpoint(given.weights)
+    samples = open_samples(given.data, checkpoint.task, sigma=given.sigma, limit=given.limit)
+    session = PyTorchSession(checkpoint.network)
+    sizes = [(tile, overlap) for tile in given.tile for overlap in given.overlap]
+    rows: dict[tuple[int, int], Row] = defaultdict(Row)
+    whole_psnr = []
+    with Progress("tiles", len(samples) * len(sizes), "restorations") as progress:
+        for sample in samples:
+            whole = restore_whole(checkpoint.network, sample.degraded)
+            whole_psnr.append(psnr(to_8bit(whole), to_8bit(sample.truth), 255))
+            for tile, overlap in sizes:
+                restorer = Restorer(session, manifest(checkpoint, tile, overlap))
+                add(rows[tile, overlap], restorer, restorer(sample.degraded), whole, sample.truth)
+                progress.advance()
+    print(f"{len(samples)} pictures, {samples.describe()}")
+    print(f"whole image against ground truth: {mean(whole_psnr):.2f} dB")
+    print("\n".join(table(HEAD, [[str(tile), str(overlap), *rows[tile, overlap].cells()] for tile, overlap in sizes])))
+
+
+def add(row: Row, restorer: Restorer, tiled: Image, whole: Image, truth: Image) -> None:
+    """Count one picture in."""
+    height, width, _ = truth.shape
+    tile = restorer.manifest.tile
+    band = seam_band(height, width, windows(height, width, restorer.manifest, restorer.overlap))
+    codes = [to_8bit(image) / 255 for image in (tiled, whole, truth)]
+    row.computed += restorer.tiles(height, width) * tile.height * tile.width
+    row.pixels += height * width
+    row.truth.append(psnr(codes[0], codes[2]))
+    row.gain.append(row.truth[-1] - psnr(codes[1], codes[2]))
+    for i, where in enumerate((band, ~band)):
+        row.difference[i] += SquaredError.between(tiled, whole, where)
+        row.tiled[i] += SquaredError.between(codes[0], codes[2], where)
+        row.whole[i] += SquaredError.between(codes[1], codes[2], where)
+
+
+def manifest(checkpoint: Checkpoint, tile: int, overlap: int) -> Manifest:
+    """What the restorer needs to know of PyTorch; it is never written."""
+    return Manifest(
+        name="pytorch",
+        task=checkpoint.task,
+        network=Network(checkpoint.preset, 1, {}),
+        checkpoint=CheckpointRecord(checkpoint.path.stem, checkpoint.sha256),
+        model=Model("onnxruntime"),
+        precision=Precision("fp32"),
+        tile=Tile(tile, tile, overlap, 8),
+        input=TensorSpec("input", **FLOAT_NCHW),
+        output=TensorSpec("output", **FLOAT_NCHW),
+        versions={},
+    )
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EchoIRError as error:
+        sys.exit(f"error: {error}")
