@@ -100,7 +100,7 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
     Args:
         path: a PNG, JPEG, TIFF or WebP file, whatever its suffix says.
         max_pixels: refuse larger pictures before decoding them.
-        upright: turn the pixels as the orientation tag says, and drop the tag.
+        upright: turn the pixels as the orientation tag says, and reset the tag to 1.
 
     Raises:
         ImageError: no such file, not such a picture, truncated or damaged, too large, or of a kind
@@ -112,7 +112,9 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
         image = _loader(format)(str(path), access="sequential", fail_on="error")
         _check_header(path, image, max_pixels)
         if upright:
-            image = image.autorot()
+            image = image.autorot().copy()
+            # Said outright: a tag that is merely missing would come back from the EXIF bytes.
+            image.set_type(_vips().GValue.gint_type, "orientation", 1)
         pixels = image.numpy()
     shape = (image.height, image.width, image.bands)
     return Picture(path, format, pixels.reshape(shape), (image.xres, image.yres), _metadata(image), png_text)
