@@ -31,8 +31,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             or a device in its place); the message names it and the cause.
     """
     shown, target = Path(path), Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise ImageError(f"cannot write {shown}: it is {'a folder' if target.is_dir() else 'not a regular file'}")
+    if os.path.exists(target) and not os.path.isfile(target):  # unlike Path's, these never raise
+        raise ImageError(f"cannot write {shown}: it is {'a folder' if os.path.isdir(target) else 'not a regular file'}")
     temporary = target.with_name(f".echoir-{secrets.token_hex(6)}{target.suffix}")
     try:
         # Created here, and exclusively, so that the mode follows the umask and no name is taken over.

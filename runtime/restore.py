@@ -102,7 +102,7 @@ def plan(
     for given in inputs:
         found = list(_find(given, out))
         if not found:
-            failures.append(Failure(given, "holds no image" if Path(given).is_dir() else "matches no image"))
+            failures.append(Failure(given, "holds no image" if os.path.isdir(given) else "matches no image"))
         for item in found:
             if isinstance(item, Failure):
                 failures.append(item)
@@ -116,17 +116,17 @@ def plan(
 def _is_file_name(inputs: Sequence[str], output: str) -> bool:
     """Whether the output is to be a file, not a folder; refuses what could only be a mistake."""
     out = Path(output)
-    if out.is_dir() or output.endswith(os.sep):
+    if os.path.isdir(out) or output.endswith(os.sep):
         return False
-    one_file = len(inputs) == 1 and not Path(inputs[0]).is_dir() and not _is_pattern(inputs[0])
+    one_file = len(inputs) == 1 and not os.path.isdir(inputs[0]) and not _is_pattern(inputs[0])
     image = out.suffix.lower() in WRITABLE
     if one_file and out.suffix and not image:
         raise PlanError(
             f"{output} is no image that can be written ({', '.join(WRITABLE)}); a folder's name ends in {os.sep}"
         )
-    if not one_file and (image or out.exists()):
+    if not one_file and (image or os.path.exists(out)):
         raise PlanError(f"{output} is a file, and the input is not one file; name a folder")
-    return image or out.exists()
+    return image or os.path.exists(out)
 
 
 def _is_pattern(given: str) -> bool:
@@ -136,13 +136,13 @@ def _is_pattern(given: str) -> bool:
 def _find(given: str, out: Path) -> Iterator[tuple[Path, Path] | Failure]:
     """The images of one input, each with its place in the tree."""
     path = Path(given)
-    if path.is_dir():
+    if os.path.isdir(path):
         yield from _walk(path, path, out)
     elif _is_pattern(given):
         fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
         root = Path(*fixed)
         for match in map(Path, sorted(glob.glob(given, recursive=True))):
-            if match.is_dir():
+            if os.path.isdir(match):
                 yield from _walk(match, root, out)
             elif match.suffix.lower() in WRITABLE and not match.is_relative_to(out):
                 yield match, match.relative_to(root)
@@ -237,7 +237,7 @@ def _pending(jobs: Sequence[Job], report: Report, exists: Exists) -> Iterator[Jo
     """The jobs that are left to do, after those whose outputs are there."""
     for job in jobs:
         # An input that is gone is a failure even if it was restored once.
-        if exists == "overwrite" or not job.target.is_file() or not job.source.exists():
+        if exists == "overwrite" or not os.path.isfile(job.target) or not os.path.exists(job.source):
             yield job
         elif exists == "skip":
             report.skipped.append(job)
