@@ -24,7 +24,7 @@ import numpy as np
 
 from echoir.runtime.errors import BackendError, ImageError
 from echoir.runtime.files import atomic_write
-from echoir.runtime.png import SIGNATURE, insert_chunks, scan_chunks, xmp_chunk
+from echoir.runtime.segments import JPEG_BODY, PNG_BODY, SIGNATURE, insert, jfif_segment, scan_chunks, xmp_chunk
 
 if TYPE_CHECKING:
     import pyvips
@@ -166,9 +166,7 @@ def save_picture(path: str | os.PathLike[str], rows: Iterable[Array], like: Pict
         if like.alpha is not None:
             pixels[:, :, -1] = like.alpha
         try:
-            _encode(_image(pixels, like), format, temporary, quality)
-            if format == "png" and (chunks := _png_chunks(like)):
-                insert_chunks(temporary, chunks)
+            _encode(_image(pixels, like), format, temporary, quality, like)
         except _vips().Error as error:
             raise ImageError(f"cannot write {path}: {_cause(error)}") from error
 
@@ -230,21 +228,25 @@ def _png_chunks(like: Picture) -> bytes:
     return xmp_chunk(like.metadata["xmp-data"].get())
 
 
-def _encode(image: pyvips.Image, format: str, path: Path, quality: int) -> None:
+def _encode(image: pyvips.Image, format: str, path: Path, quality: int, like: Picture) -> None:
     # libvips would make up EXIF for a picture that has none. Orientation needs it, outside TIFF.
-    fields = image.get_fields()
-    exif = "exif-data" in fields or ("orientation" in fields and image.get("orientation") != 1)
-    keep = _vips().ForeignKeep.ALL if exif else _vips().ForeignKeep.ALL & ~_vips().ForeignKeep.EXIF
+    exif = "exif-data" in like.metadata or ("orientation" in like.metadata and like.metadata["orientation"].get() != 1)
+    kinds = _vips().ForeignKeep
+    keep = kinds.ALL if exif else kinds.ALL & ~kinds.EXIF
     if format == "png":
-        keep &= ~(_vips().ForeignKeep.XMP | _vips().ForeignKeep.OTHER)  # see _png_chunks
+        keep &= ~(kinds.XMP | kinds.OTHER)  # _png_chunks has them
         image.pngsave(str(path), filter="all", bitdepth=16 if image.format == "ushort" else 8, keep=keep)
+        if chunks := _png_chunks(like):
+            insert(path, PNG_BODY, chunks)
     elif format == "jpeg":
         image.jpegsave(str(path), Q=quality, subsample_mode="off", keep=keep)
+        if not exif:
+            insert(path, JPEG_BODY, jfif_segment(*like.resolution))
     elif format == "webp":
         image.webpsave(str(path), Q=quality, lossless=quality == 100, exact=True, keep=keep)
     else:
-        size = image.width * image.height * image.bands * (2 if image.format == "ushort" else 1)
-        image.tiffsave(str(path), compression="deflate", predictor="horizontal", bigtiff=size > 3 << 30, keep=keep)
+        big = like.pixels.nbytes > 3 << 30  # past 4 GB offsets need 64 bits
+        image.tiffsave(str(path), compression="deflate", predictor="horizontal", bigtiff=big, keep=keep)
 
 
 def _sniff(path: Path) -> tuple[str, bytes]:

@@ -1,7 +1,7 @@
-"""The little of PNG's chunks that libvips does not keep: text, and whether the file is animated.
+"""The little of PNG's and JPEG's structure that libvips does not keep: text, frames, a bare JPEG's header.
 
-libvips would write text (XMP included) so that nothing beyond ASCII survives; here the chunks of one
-file go into the next as they are. PNG specification, third edition, sections 5.3 and 11.3.3.
+libvips would write a PNG's text (XMP included) so that nothing beyond ASCII survives; here the chunks of
+one file go into the next as they are. PNG specification, third edition, sections 5.3 and 11.3.3; JFIF 1.02.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
-_AFTER_HEADER = len(SIGNATURE) + 25  # the header chunk always has 13 bytes of data
+PNG_BODY = len(SIGNATURE) + 25  # where a PNG's header ends: it always has 13 bytes of data
+JPEG_BODY = 2  # behind the start-of-image marker
 _TEXT_LIMIT = 1 << 26  # bytes; far more than any text, far less than a hostile file
 
 
@@ -49,14 +50,20 @@ def xmp_chunk(xmp: bytes) -> bytes:
     return struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
 
 
-def insert_chunks(path: Path, chunks: bytes) -> None:
-    """Rewrite a PNG with more chunks after its header."""
+def jfif_segment(across: float, down: float) -> bytes:
+    """The header of a JPEG without EXIF; resolution in pixels per millimetre, 1 meaning unknown."""
+    unit, *density = (0, 1, 1) if (across, down) == (1, 1) else (1, round(across * 25.4), round(down * 25.4))
+    return struct.pack(">HH5sHBHHBB", 0xFFE0, 16, b"JFIF", 0x0102, unit, *(min(d, 65535) for d in density), 0, 0)
+
+
+def insert(path: Path, position: int, data: bytes) -> None:
+    """Rewrite a file with ``data`` at ``position``."""
     bare = path.with_suffix(".bare")
     path.rename(bare)
     try:
         with open(bare, "rb") as source, open(path, "wb") as target:
-            target.write(source.read(_AFTER_HEADER))
-            target.write(chunks)
+            target.write(source.read(position))
+            target.write(data)
             shutil.copyfileobj(source, target, 1 << 20)
     finally:
         bare.unlink()
