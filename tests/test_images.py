@@ -205,6 +205,8 @@ def test_profile_xmp_and_orientation_survive_between_formats(tmp_path: Path, sou
     if source == ".png":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    if source == ".tif":
+        tags[ExifTags.Base.XMLPacket] = XMP
     Image.fromarray(photo()).save(tmp_path / f"in{source}", **options)
     copy(tmp_path / f"in{source}", tmp_path / f"out{target}")
     with Image.open(tmp_path / f"out{target}") as after:
