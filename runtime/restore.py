@@ -152,10 +152,10 @@ def _find(given: str, out: Path) -> Iterator[tuple[Path, Path] | Failure]:
 
 def _walk(folder: Path, root: Path, out: Path) -> Iterator[tuple[Path, Path] | Failure]:
     errors: list[OSError] = []
-    own_output = out.resolve()
+    own_output = os.path.realpath(out)
     for at, folders, files in os.walk(folder, onerror=errors.append):
         here = Path(at)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != own_output)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and os.path.realpath(here / f) != own_output)
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in WRITABLE:
                 yield here / name, (here / name).relative_to(root)
@@ -164,10 +164,10 @@ def _walk(folder: Path, root: Path, out: Path) -> Iterator[tuple[Path, Path] | F
 
 
 def _refuse_collisions(jobs: Sequence[Job], *, may_replace_itself: bool) -> None:
-    sources = {job.source.resolve(): job.source for job in jobs}
-    claimed: dict[Path, Path] = {}
+    sources = {os.path.realpath(job.source) for job in jobs}
+    claimed: dict[str, Path] = {}
     for job in jobs:
-        target = job.target.resolve()
+        target = os.path.realpath(job.target)
         if target in claimed:
             raise PlanError(
                 f"{claimed[target]} and {job.source} would both become {job.target}; "
