@@ -122,6 +122,10 @@ def export(**options: Any) -> None:
     log_json, force = options.pop("log_json"), options.pop("force")
     request = Request(**options, **gate)
     folder = request.folder
+    if request.overlap >= min(request.tile):
+        raise click.UsageError(
+            f"an overlap of {request.overlap} does not fit tiles of {request.tile[0]} x {request.tile[1]}"
+        )
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / "parity.json").is_file():
             raise click.UsageError(f"{folder} holds something else than an export; name another folder with -o")

@@ -1,0 +1,267 @@
+"""``echoir-export`` and ``echoir parity`` as a user types them: files, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from echoir import cli
+from echoir.checkpoint import save_checkpoint
+from echoir.export import pipeline
+from echoir.export.commands import ALIGNMENT
+from echoir.export.onnx_export import OnnxInfo, tile_alignment
+from echoir.export.pipeline import Request, engines, staged
+from echoir.metrics import to_8bit
+from echoir.network import EchoIR
+from echoir.runtime import Artifact, Restorer
+from echoir.runtime.errors import BackendError, ImageError
+from echoir.runtime.files import sha256_file
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command; gives exit code, standard output, standard error."""
+
+    def run_(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.run(cli.cli, [str(argument) for argument in arguments], name="echoir")
+        captured = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, captured.out, captured.err
+
+    return run_
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network small enough to export in seconds."""
+    torch.manual_seed(0)
+    network = EchoIR.from_preset("tiny", width=8, heads=(1, 1, 1, 1), blocks=(1, 1, 1), middle=1)
+    path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
+    save_checkpoint(path, network, "denoise", "tiny", {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One picture of 2 x 1 tiles."""
+    folder = tmp_path_factory.mktemp("pictures")
+    y, x = np.mgrid[0:32, 0:48] / 48
+    Image.fromarray(to_8bit(np.stack([x, y, 0.5 + 0.4 * np.sin(9 * x * y)], axis=2))).save(folder / "wave.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(weights: Path, pictures: Path) -> list[object]:
+    return ["export", "--weights", weights, "--target", "onnx", "--tile", 32, "--overlap", 8, "--images", pictures]
+
+
+@pytest.fixture(scope="module")
+def exported(arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real fp16 export."""
+    folder = tmp_path_factory.mktemp("export") / "toy"
+    with pytest.raises(SystemExit) as end:
+        cli.run(cli.cli, [str(argument) for argument in [*arguments, "-o", folder]], name="echoir")
+    assert end.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def instant(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export by copying the model made once, for tests of what happens around it."""
+    nodes = Artifact.open(exported).manifest.precision.higher["float32"]
+
+    def copy(network: EchoIR, path: Path, **_: Any) -> OnnxInfo:
+        shutil.copyfile(exported / "toy-fp16.onnx", path)
+        return OnnxInfo(20, 1, nodes, 1)
+
+    monkeypatch.setattr(pipeline, "export_onnx", copy)
+
+
+def test_export_writes_model_manifest_figures_and_report(exported: Path, weights: Path) -> None:
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"toy-fp16.onnx", "toy-fp16.json", "parity.json", "report.html"}
+    manifest = Artifact.open(exported).manifest
+    assert manifest.checkpoint.sha256 == sha256_file(weights)
+    assert (manifest.tile.height, manifest.tile.width, manifest.tile.overlap, manifest.tile.batch) == (32, 32, 8, 1)
+    assert manifest.precision.name == "fp16"
+    assert len(manifest.precision.higher["float32"]) > 0
+    assert manifest.parity is not None
+    written = json.loads((exported / "parity.json").read_text())
+    assert written["artifact"]["sha256"] == sha256_file(exported / "toy-fp16.onnx")
+    for part in ("conditions", "figures", "gate"):
+        assert manifest.parity[part] == written[part]
+    assert written["gate"] == {"min_psnr": 55.0, "max_drop": 0.02, "passed": True, "failures": []}
+    assert written["figures"]["engine_against_pytorch"]["psnr_min"] > 55
+    assert written["figures"]["against_whole"]["seam"]["psnr"] is not None
+    assert written["images"][0]["name"] == "wave.png"
+
+
+def test_exported_folder_restores(exported: Path) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (20, 50, 3), np.uint8)
+    with Restorer.open(exported) as restorer:
+        assert restorer(noisy).shape == noisy.shape
+
+
+@pytest.mark.usefixtures("instant")
+def test_an_earlier_export_is_replaced_only_by_force(run: Run, arguments: list[object], tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    assert run(*arguments, "-o", folder)[0] == 0
+    (folder / "left-over.txt").write_text("old")
+    code, _, error = run(*arguments, "-o", folder)
+    assert code == 2
+    assert "--force" in error
+    assert (folder / "left-over.txt").is_file()
+    code, output, _ = run(*arguments, "-o", folder, "--force")
+    assert code == 0
+    assert "gate passed" in output
+    assert not (folder / "left-over.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(run: Run, arguments: list[object], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    code, _, error = run(*arguments, "-o", tmp_path, "--force")
+    assert code == 2
+    assert "holds something else than an export" in error
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_failed_gate_keeps_the_files_aside(run: Run, arguments: list[object], tmp_path: Path) -> None:
+    for _ in range(2):  # the second takes the first one's place
+        code, _, error = run(*arguments, "-o", tmp_path / "toy", "--min-psnr", 200)
+        assert code == 5
+        assert "the gate is 200 dB" in error
+        assert "toy.failed" in error
+        assert [path.name for path in tmp_path.iterdir()] == ["toy.failed"]
+    gate = Artifact.open(tmp_path / "toy.failed").manifest.parity
+    assert gate is not None
+    assert gate["gate"]["passed"] is False
+    assert (tmp_path / "toy.failed" / "report.html").is_file()
+
+
+@pytest.mark.usefixtures("instant")
+def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Path) -> None:
+    _, _, error = run(*arguments, "-o", tmp_path / "toy", "--log-json")
+    events = [json.loads(line) for line in error.splitlines()]
+    assert events[0]["event"] == "start"
+    assert events[-1]["event"] == "end"
+    assert events[-1]["done"] == events[-1]["total"] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--precision", "int8"), "int8 is not in this version; choose fp16 or fp32"),
+        (("--precision", "fp8"), "fp8"),
+        (("--tile", "250"), "multiples of 16"),
+        (("--tile", "0"), "multiples of 16"),
+        (("--tile", "large"), "'large' is not a size"),
+        (("--batch", "0"), "neither a number of tiles nor 'dynamic'"),
+        (("--images", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("--overlap", "32", "--tile", "32"), "overlap"),
+    ],
+)
+def test_wrong_usage_ends_with_2(run: Run, tmp_path: Path, option: tuple[str, ...], message: str) -> None:
+    code, _, error = run("export", "-o", tmp_path / "out", *option)
+    assert code == 2
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_weights_and_unwritable_output_are_named(run: Run, arguments: list[object], tmp_path: Path) -> None:
+    code, _, error = run("export", "--weights", "no-such", "-o", tmp_path / "out")
+    assert code == 4
+    assert "no-such" in error
+    (tmp_path / "file").write_text("")
+    code, _, error = run(*arguments, "-o", tmp_path / "file" / "out")
+    assert code == 3
+    assert "cannot write" in error
+
+
+def test_option_check_knows_the_networks_alignment() -> None:
+    assert tile_alignment(EchoIR.from_preset("tiny")) == ALIGNMENT
+
+
+def test_targets() -> None:
+    assert engines(("auto",)) == {"tensorrt": False, "tensorrt-rtx": False}
+    assert engines(("onnx",)) == {}
+    assert engines(("auto", "tensorrt")) == {"tensorrt": True, "tensorrt-rtx": False}
+
+
+def test_names_come_from_weights_precision_and_io() -> None:
+    assert Request().folder == Path("echoir-denoise-fp16")
+    assert Request(weights="runs/my net.safetensors", io="uint8").name == "my net-fp16-uint8"
+
+
+@pytest.mark.usefixtures("instant")
+def test_auto_says_what_it_left_out_and_a_named_target_fails(
+    run: Run, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, target: str, **__: object) -> None:
+        raise BackendError(f"{target} is not here; run: pip install it")
+
+    monkeypatch.setattr(pipeline, "build_engine", refuse)
+    arguments = [*(argument for argument in arguments if argument not in ("--target", "onnx")), "-o", tmp_path / "toy"]
+    code, output, _ = run(*arguments, "--target", "auto")
+    assert code == 0
+    assert "left out tensorrt: tensorrt is not here; run: pip install it" in output
+    assert "left out tensorrt-rtx" in output
+    shutil.rmtree(tmp_path / "toy")
+    code, _, error = run(*arguments, "--target", "tensorrt")
+    assert code == 6
+    assert "pip install it" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    for error, seen in ((ZeroDivisionError(), ZeroDivisionError), (OSError(28, "No space left"), ImageError)):
+        with pytest.raises(seen), staged(folder):
+            raise error
+    assert (folder / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+# echoir parity
+
+
+def test_parity_repeats_what_the_export_measured(
+    run: Run, exported: Path, weights: Path, pictures: Path, tmp_path: Path
+) -> None:
+    measure = ["parity", "-m", exported, "--reference", weights, "--images", pictures]
+    code, output, _ = run(*measure, "-o", tmp_path)
+    assert code == 0
+    assert "gate passed" in output
+    again, first = (json.loads((folder / "parity.json").read_text()) for folder in (tmp_path, exported))
+    assert again["figures"] == first["figures"]
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_parity_ends_with_5_when_the_gate_fails(run: Run, exported: Path, weights: Path, pictures: Path) -> None:
+    code, output, error = run("parity", "-m", exported, "--reference", weights, "--images", pictures, "--min-psnr", 200)
+    assert code == 5
+    assert "gate FAILED" in output
+    assert "the gate is 200 dB" in error
+
+
+def test_parity_refuses_another_checkpoint(run: Run, exported: Path, pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, EchoIR.from_preset("tiny"), "denoise", "tiny", {})
+    code, _, error = run("parity", "-m", exported, "--reference", other, "--images", pictures)
+    assert code == 4
+    assert "checkpoint.sha256" in error
+    assert "toy.safetensors" in error
