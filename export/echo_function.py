@@ -45,33 +45,32 @@ def echo_function(radius: int, combine: Combine, opset: int, precision: Precisio
     body = _Body()
     block = 2 * max(radius, 1)
     cells = 4 * block * block  # of a window, and pixels of a block
+    halo = block // 2
     half = precision == "fp16"
     distance, inside = (table.numpy().astype(np.float32) for table in block_tables(radius))
 
-    def tokens(blocks: str, name: str) -> str:
-        """[N, cells * X, a, b] -> [N, a * b, cells, X] float32."""
+    def rows(blocks: str, name: str, shape: str) -> str:
+        """[N, X, a, b] -> [N, a * b, *shape], float32."""
         flat = body("Reshape", blocks, body.constant("flat", [0, 0, -1]), out=f"{name}_flat")
-        rows = body("Transpose", flat, out=f"{name}_rows", perm=[0, 2, 1])
-        result = body("Reshape", rows, body.constant("matrix", [0, 0, cells, -1]), out=f"{name}_tokens")
+        result = body(
+            "Reshape", body("Transpose", flat, out=f"{name}_rows", perm=[0, 2, 1]), shape, out=f"{name}_matrix"
+        )
         return body("Cast", result, out=f"{name}_float", to=TensorProto.FLOAT) if half else result
 
-    def window(plane: str, name: str) -> str:
-        """[N, X, h, w] -> [N, blocks, cells, X]: every block's cells with those around it."""
-        halo = block // 2
+    def padded(plane: str, name: str) -> str:
         pads = body.constant("pads", [0, 0, halo, halo, 0, 0, halo, halo])
-        padded = body("Pad", plane, pads, out=f"{name}_padded", mode="edge")
-        blocks = body("SpaceToDepth", padded, out=f"{name}_blocks", blocksize=block)
+        return body("Pad", plane, pads, out=f"{name}_padded", mode="edge")
+
+    def windows(plane: str, name: str) -> str:
+        """[N, X, h, w] -> [N, cells * X, a, b]: each block's cells and those around it, cells outermost."""
+        blocks = body("SpaceToDepth", plane, out=f"{name}_blocks", blocksize=block)
         corners = []
         for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
             starts = body.constant(f"from{i}{j}", [i, j])
             ends = body.constant(f"to{i}{j}", [_END if i else -1, _END if j else -1])
             axes = body.constant("height_width", [2, 3])
             corners.append(body("Slice", blocks, starts, ends, axes, out=f"{name}_corner{i}{j}"))
-        return tokens(body("Concat", *corners, out=f"{name}_windows", axis=1), name)
-
-    def square_norm(vectors: str, name: str) -> str:
-        squares = body("Mul", vectors, vectors, out=f"{name}_squares")
-        return body("ReduceSum", squares, body.constant("last", [-1]), out=f"{name}_norms", keepdims=1)
+        return body("Concat", *corners, out=f"{name}_windows", axis=1)
 
     def exponent(numerator: str, sigma: str, name: str) -> str:
         """-numerator / (2 sigma^2)"""
@@ -79,17 +78,30 @@ def echo_function(radius: int, combine: Combine, opset: int, precision: Precisio
         scale = body("Div", body.constant("minus_half", np.float32(-0.5)), variance, out=f"{name}_scale")
         return body("Mul", numerator, scale, out=f"{name}_exponent")
 
-    mean = body("AveragePool", "guide", out="mean", kernel_shape=[2, 2], strides=[2, 2])
-    values, means = window("down", "value"), window(mean, "mean")
-    pixels = tokens(body("SpaceToDepth", "guide", out="pixel_blocks", blocksize=2 * block), "pixel")
+    by_cell = body.constant("by_cell", [0, 0, cells, -1])
+    values = rows(windows(padded("down", "value"), "value"), "value", by_cell)  # [N, blocks, cells, C]
+    pixel_blocks = body("SpaceToDepth", "guide", out="pixel_blocks", blocksize=2 * block)
+    pixels = rows(pixel_blocks, "pixel", by_cell)  # [N, blocks, pixels, K]
 
-    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, for every pixel and cell of a window: [N, blocks, cells, cells]
-    transposed = body("Transpose", means, out="mean_columns", perm=[0, 1, 3, 2])
-    products = body("MatMul", pixels, transposed, out="products")
+    # The means are wanted as columns, [N, blocks, K, cells]. With every channel an image of its own,
+    # the windows come out channels outermost and no matrix is transposed.
+    mean = body("AveragePool", "guide", out="mean", kernel_shape=[2, 2], strides=[2, 2])
+    planes = body("Reshape", padded(mean, "mean"), body.constant("planes", [-1, 1, 0, 0]), out="mean_planes")
+    batch = body("Shape", "guide", out="batch", start=0, end=1)
+    by_image = body("Concat", batch, body.constant("channels", [-1, 0, 0]), out="by_image", axis=0)
+    regrouped = body("Reshape", windows(planes, "mean"), by_image, out="mean_by_image")
+    means = rows(regrouped, "mean", body.constant("by_channel", [0, 0, -1, cells]))
+
+    # |a - b|^2 = |b|^2 - 2 a.b + |a|^2, for every pixel and cell of a window: [N, blocks, pixels, cells]
+    pixel_squares = body("Mul", pixels, pixels, out="pixel_squares")
+    pixel_norms = body("ReduceSum", pixel_squares, body.constant("last", [-1]), out="pixel_norms", keepdims=1)
+    mean_squares = body("Mul", means, means, out="mean_squares")
+    mean_norms = body("ReduceSum", mean_squares, body.constant("rows", [2]), out="mean_norms", keepdims=1)
+    products = body("MatMul", pixels, means, out="products")
     twice = body("Mul", products, body.constant("two", np.float32(2)), out="products2")
-    mean_norms = body("Transpose", square_norm(means, "mean"), out="mean_norms_row", perm=[0, 1, 3, 2])
-    norms = body("Add", square_norm(pixels, "pixel"), mean_norms, out="norms")
-    range_exponent = exponent(body("Sub", norms, twice, out="distances"), "sigma_range", "range")
+    partial = body("Sub", mean_norms, twice, out="partial_distances")
+    distances = body("Add", partial, pixel_norms, out="distances")
+    range_exponent = exponent(distances, "sigma_range", "range")
     spatial_exponent = exponent(body.constant("spatial", distance), "sigma_spatial", "spatial")
     mask = body.constant("inside", inside)
     if combine == "sum":
@@ -105,9 +117,9 @@ def echo_function(radius: int, combine: Combine, opset: int, precision: Precisio
     if half:
         result = body("Cast", result, out="averages_half", to=TensorProto.FLOAT16)
 
-    rows = body("Reshape", result, body.constant("flat", [0, 0, -1]), out="output_rows")
-    flat = body("Transpose", rows, out="output_flat", perm=[0, 2, 1])
-    grid = body("Shape", "pixel_blocks", out="grid", start=2)  # constant once the tile is fixed
+    matrix = body("Reshape", result, body.constant("flat", [0, 0, -1]), out="output_rows")
+    flat = body("Transpose", matrix, out="output_flat", perm=[0, 2, 1])
+    grid = body("Shape", pixel_blocks, out="grid", start=2)  # constant once the tile is fixed
     shape = body("Concat", body.constant("keep", [0, -1]), grid, out="output_shape", axis=0)
     blocks = body("Reshape", flat, shape, out="output_blocks")
     body("DepthToSpace", blocks, out="output", blocksize=2 * block, mode="DCR")

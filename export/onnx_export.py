@@ -16,6 +16,7 @@ import onnxsim
 import torch
 from torch import Tensor, nn
 
+from echoir.export.deployed import deployed
 from echoir.export.echo_function import DOMAIN, NAME, Precision, echo_function, node_attributes
 from echoir.network import ALIGNMENT, EchoIR
 from echoir.runtime.errors import BackendError
@@ -99,7 +100,7 @@ def tile_alignment(network: EchoIR) -> int:
 
 def build_model(network: EchoIR, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:
     """The simplified float32 graph with its function, in memory; arguments as for :func:`export_onnx`."""
-    module = _Deployment(network, io).eval()
+    module = _Deployment(deployed(network), io).eval()
     shape = (batch or 2, 3, *tile) if io == "float" else (batch or 2, *tile, 3)
     example = torch.zeros(shape, dtype=torch.float32 if io == "float" else torch.uint8)
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
