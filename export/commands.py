@@ -115,8 +115,11 @@ def export(**options: Any) -> None:
     not at all: when the parity gate fails, the files are kept aside in a folder whose name ends
     in .failed, and the exit code is 5.
     """
-    from echoir.export.pipeline import Request, export_artifact
-    from echoir.export.summary import lines
+    from echoir.runtime.errors import needs_extra
+
+    with needs_extra("export"):
+        from echoir.export.pipeline import Request, export_artifact
+        from echoir.export.summary import lines
 
     gate = {name: options.pop(name) for name in ("min_psnr", "max_drop")}
     log_json, force = options.pop("log_json"), options.pop("force")
@@ -147,14 +150,16 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
     The checkpoint must be the one the artifact was made from (exit code 4 otherwise). When the
     gate fails, the exit code is 5.
     """
-    from echoir.checkpoint import load_checkpoint
-    from echoir.export.parity import default_gate, measure_parity
-    from echoir.export.summary import lines
     from echoir.runtime.artifact import Artifact
-    from echoir.runtime.errors import GateError, ImageError
+    from echoir.runtime.errors import GateError, ImageError, needs_extra
     from echoir.runtime.progress import Progress
     from echoir.runtime.sessions import open_session
-    from echoir.samples import SHIPPED, open_samples
+
+    with needs_extra("export"):
+        from echoir.checkpoint import load_checkpoint
+        from echoir.export.parity import default_gate, measure_parity
+        from echoir.export.summary import lines
+        from echoir.samples import SHIPPED, open_samples
 
     artifact = Artifact.open(model)
     manifest = artifact.manifest

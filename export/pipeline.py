@@ -133,7 +133,7 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
     steps = 1 + len(samples) + len(wanted)
     with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
         artifact = _make_onnx(request, checkpoint, stage)
-        progress.advance(file=artifact.model_path.name)
+        progress.advance(last=artifact.model_path.name)
         artifact, report = _prove(request, checkpoint, artifact, samples, progress)
         report.write(stage)
         if not report.passed:
@@ -248,7 +248,7 @@ def _prove(
             samples,
             gate=default_gate(manifest, request.min_psnr, request.max_drop),
             threads=request.threads,
-            on_image=lambda name: progress.advance(picture=name),
+            on_image=lambda name: progress.advance(last=name),
         )
     return write_artifact(replace(manifest, parity=report.summary()), artifact.model_path), report
 
@@ -266,7 +266,7 @@ def _build_engines(
             if required:
                 raise
             left_out.append((target, str(error)))
-        progress.advance(file=target)
+        progress.advance(last=target)
     return built, left_out
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoir.export.figures import AgainstWhole, SetFigures
+from echoir.export.summary import signed
 
 if TYPE_CHECKING:
     from echoir.export.parity import Exhibit, Gate, ParityReport
@@ -82,16 +83,16 @@ def _cards(figures: SetFigures, gate: Gate) -> str:
             None if gate.min_psnr is None else f"gate ≥ {gate.min_psnr:g} dB",
         ),
         (
-            "Change against ground truth",
-            f"{truth.delta_psnr:+.4f} dB",
+            "Change against truth",
+            f"{signed(truth.delta_psnr)} dB",
             f"{_db(truth.engine_psnr)}, PyTorch {_db(truth.pytorch_psnr)}",
             None if gate.max_drop is None else f"gate ± {gate.max_drop:g} dB",
         ),
         ("Largest 8-bit error", f"{figures.code_error}", "codes, after clipping and rounding", None),
-        ("Largest channel shift", f"{shift:+.4f}", "codes of 255, mean of engine minus PyTorch", None),
+        ("Largest channel shift", signed(shift), "codes of 255, mean of engine minus PyTorch", None),
     ]
     if whole is not None:
-        gain = f"{whole.gain_psnr:+.3f} dB against ground truth"
+        gain = f"{signed(whole.gain_psnr, 3)} dB against ground truth"
         cards.append(("Tiles against whole image", _db(whole.engine.psnr), gain, None))
     return '<section class="cards">' + "".join(_card(*card) for card in cards) + "</section>"
 
@@ -175,7 +176,7 @@ over pictures for the latter. The place of a tile is its top row and left column
 
 
 def _truth(truth: Any) -> list[str]:
-    values = [_db(truth.degraded_psnr), _db(truth.pytorch_psnr), _db(truth.engine_psnr), f"{truth.delta_psnr:+.4f}"]
+    values = [_db(truth.degraded_psnr), _db(truth.pytorch_psnr), _db(truth.engine_psnr), signed(truth.delta_psnr)]
     return [*values, f"{truth.pytorch_ssim:.5f}", f"{truth.engine_ssim:.5f}"]
 
 
@@ -201,7 +202,7 @@ where tiles are blended and elsewhere. The last three columns are PSNR against g
 
 def _whole(whole: AgainstWhole) -> list[str]:
     errors = [_db(one.psnr) for one in (whole.engine, whole.pytorch, whole.seam, whole.elsewhere)]
-    against_truth = [_db(whole.whole_psnr), _db(whole.tiled_psnr), f"{whole.gain_psnr:+.3f}"]
+    against_truth = [_db(whole.whole_psnr), _db(whole.tiled_psnr), signed(whole.gain_psnr, 3)]
     return [*errors, f"{100 * whole.seam_share:.0f} %", *against_truth]
 
 
@@ -249,7 +250,7 @@ def _db(value: float) -> str:
 
 
 def _shift(shift: Sequence[float]) -> str:
-    return ", ".join(f"{value:+.3f}" for value in shift)
+    return ", ".join(signed(value, 3) for value in shift)
 
 
 _STYLE = """

@@ -29,13 +29,13 @@ def lines(report: ParityReport) -> list[str]:
         rows.append(["all", db(figures.error.psnr), str(figures.code_error), *_truth(figures.truth)])
         text += [*table(HEAD, rows), ""]
         red, green, blue = figures.channel_shift
-        text.append(f"channel shift {red:+.4f}, {green:+.4f}, {blue:+.4f} codes (R, G, B)")
+        text.append(f"channel shift {signed(red)}, {signed(green)}, {signed(blue)} codes (R, G, B)")
         worst = figures.worst_tile
         text.append(f"worst tile {db(worst.error.psnr)} dB, row {worst.top}, column {worst.left} of {worst.image}")
         if (whole := figures.whole) is not None:
             text.append(
                 f"tiles against the whole image {db(whole.engine.psnr)} dB (seam band {db(whole.seam.psnr)}, "
-                f"elsewhere {db(whole.elsewhere.psnr)}), {whole.gain_psnr:+.3f} dB against ground truth"
+                f"elsewhere {db(whole.elsewhere.psnr)}), {signed(whole.gain_psnr, 3)} dB against ground truth"
             )
     text += [f"rejected {name}: {reason}" for name, reason in report.rejected]
     text.append(f"gate {'passed' if report.passed else 'FAILED'}: {asked(report.gate)}")
@@ -77,6 +77,11 @@ def db(value: float) -> str:
     return "-" if math.isnan(value) else "equal" if math.isinf(value) else f"{value:.2f}"
 
 
+def signed(value: float, digits: int = 4) -> str:
+    """With a sign, which is a plus where the digits are all zero."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def _truth(truth: AgainstTruth) -> list[str]:
     values = [db(truth.degraded_psnr), db(truth.pytorch_psnr), db(truth.engine_psnr)]
-    return [*values, f"{truth.delta_psnr:+.4f}", f"{truth.engine_ssim:.4f}"]
+    return [*values, signed(truth.delta_psnr), f"{truth.engine_ssim:.4f}"]
