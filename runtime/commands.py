@@ -194,18 +194,16 @@ def _opponent(
 
     from echoir.runtime import bench as measure
     from echoir.runtime.artifact import Artifact
-    from echoir.runtime.errors import ArtifactError, MissingExtraError
+    from echoir.runtime.errors import ArtifactError, needs_extra
     from echoir.runtime.sessions import open_session
 
     if against != "pytorch":
         other = Artifact.open(against)
         session = stack.enter_context(open_session(other, threads=threads))
         return measure.subject(other.manifest.name, other.manifest, session, batch)
-    try:
+    with needs_extra("train"):
         from echoir.checkpoint import load_checkpoint
         from echoir.export.reference import PyTorchSession
-    except ImportError as error:
-        raise MissingExtraError(error.name or "torch", "train") from None
     checkpoint = load_checkpoint(reference or artifact.manifest.checkpoint.name)
     config = json.loads(json.dumps(checkpoint.network.config.to_dict()))
     if config != artifact.manifest.network.config:

@@ -13,6 +13,9 @@ Exit code 2 is click's own usage error. Messages name the thing and the likely c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class EchoIRError(Exception):
     """Base of everything this project raises on purpose."""
@@ -70,3 +73,19 @@ class MissingExtraError(BackendError):
     def __init__(self, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
         super().__init__(f"{package} is not installed; run: pip install 'echoir[{extra}]'")
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Import optional packages in here: one that is missing is named with what installs it.
+
+    Raises:
+        MissingExtraError: a package that is not this project's could not be found.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "echoir"):
+            raise
+        raise MissingExtraError(package, extra) from None
