@@ -84,39 +84,55 @@ class Normalize(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention and channel attention, as one matrix [C, C] per image that multiplies the values.
+    """Self-attention and channel attention: values times one matrix [C, C] per image.
 
     With A the attention of each head, W the output convolution and g the gate, the block computes
-    g * (W (A v)) = (diag(g) W A) v; the mean over pixels that decides g is W A applied to v's mean.
+    g * (W (A v)) = (diag(g) W A) v.
     """
 
     def __init__(self, norm: LayerNorm, attention: SelfAttention, gate: nn.Module) -> None:
         super().__init__()
         c = norm.weight.numel()
-        self.heads = attention.heads
         projections, filters = attention.qkv.weight.split(c), attention.depthwise.weight.split(c)
+        self.heads = attention.heads
         self.query, self.key, self.value = (
             nn.Sequential(_folded(norm, weight), _depthwise(taps * shrink))
             for weight, taps, shrink in zip(projections, filters, (SHRINK, SHRINK, 1.0), strict=True)
         )
-        self.temperature = attention.temperature
-        per_head = attention.out.weight.view(c, self.heads, c // self.heads).transpose(0, 1)
-        self.out = nn.Parameter(per_head.contiguous(), requires_grad=False)  # [heads, C, C / heads]
-        self.gate = gate.mlp if isinstance(gate, ChannelAttention) else None
+        self.mix = Mix(attention, gate)
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
         q = self.query(x).reshape(n, self.heads, c // self.heads, height * width)
         k = self.key(x).reshape(n, self.heads, c // self.heads, height * width)
         v = self.value(x).reshape(n, c, height * width)
-        lengths = [torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min(1e-12 * SHRINK) for t in (q, k)]
-        cosines = (q @ k.transpose(-2, -1)) / (lengths[0] * lengths[1].transpose(-2, -1))
-        attention = (cosines * self.temperature).softmax(dim=-1)  # [N, heads, C / heads, C / heads]
-        mix = (self.out @ attention).transpose(1, 2).reshape(n, c, c)
-        if self.gate is not None:
-            mean = mix @ v.mean(-1, keepdim=True)
-            mix = mix * self.gate(mean.unsqueeze(-1)).sigmoid().reshape(n, c, 1)
+        lengths = [torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (q, k)]
+        mix = self.mix(q @ k.transpose(-2, -1), *lengths, v.mean(-1, keepdim=True))
         return (mix @ v).reshape(n, c, height, width)
+
+
+class Mix(nn.Module):
+    """The matrix of :class:`Attention`; nothing in here has pixels."""
+
+    def __init__(self, attention: SelfAttention, gate: nn.Module) -> None:
+        super().__init__()
+        c, heads = attention.out.weight.shape[0], attention.heads
+        self.temperature = attention.temperature
+        per_head = attention.out.weight.view(c, heads, c // heads).transpose(0, 1)
+        self.out = nn.Parameter(per_head.contiguous(), requires_grad=False)  # [heads, C, C / heads]
+        self.gate = gate.mlp if isinstance(gate, ChannelAttention) else None
+
+    def forward(self, products: Tensor, q_length: Tensor, k_length: Tensor, mean: Tensor) -> Tensor:
+        """products: [N, heads, c, c]; lengths: [N, heads, c, 1]; mean of the values: [N, C, 1] -> [N, C, C]."""
+        n, c = mean.shape[:2]
+        q_length, k_length = (length.clamp_min(1e-12 * SHRINK) for length in (q_length, k_length))
+        cosines = products / (q_length * k_length.transpose(-2, -1))
+        attention = (cosines * self.temperature).softmax(dim=-1)
+        mix = (self.out @ attention).transpose(1, 2).reshape(n, c, c)
+        if self.gate is None:
+            return mix
+        # The gate looks at the mean of W A v over pixels, which is W A times the mean of v.
+        return mix * self.gate((mix @ mean).unsqueeze(-1)).sigmoid().reshape(n, c, 1)
 
 
 class Gated(nn.Module):

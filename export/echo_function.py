@@ -11,7 +11,7 @@ and w are multiples of 2 * max(radius, 1). Output: [N, C, 2h, 2w].
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +23,6 @@ from echoir.upsampler import Combine, block_tables
 DOMAIN = "echoir"
 NAME = "EchoUpsample"
 ATTRIBUTES = ("radius", "plugin_namespace", "aot")  # what every node carries
-Precision = Literal["fp32", "fp16"]
 _END = np.iinfo(np.int64).max
 
 
@@ -32,30 +31,30 @@ def node_attributes(radius: int) -> dict[str, int | str]:
     return {"radius": radius, "plugin_namespace": DOMAIN, "aot": 1}
 
 
-def echo_function(radius: int, combine: Combine, opset: int, precision: Precision = "fp32") -> onnx.FunctionProto:
+def echo_function(radius: int, combine: Combine, opset: int, compute: int = TensorProto.FLOAT) -> onnx.FunctionProto:
     """Build the function for one radius and one way to combine the kernels.
 
     Args:
         radius: neighbourhood radius in cells, >= 0.
         combine: ``"sum"`` or ``"product"``; see :func:`echoir.upsampler.echo_upsample`.
         opset: version of the default domain that the body is written in, >= 18.
-        precision: ``"fp32"`` computes in float32. ``"fp16"`` takes and gives float16 (the sigmas
-            stay float32) and moves pixels in float16; distances, weights and sums are float32.
+        compute: type of distances, weights and sums; inputs of any floating type are cast to it,
+            and the output has the type of ``down``.
     """
     body = _Body()
     block = 2 * max(radius, 1)
     cells = 4 * block * block  # of a window, and pixels of a block
     halo = block // 2
-    half = precision == "fp16"
-    distance, inside = (table.numpy().astype(np.float32) for table in block_tables(radius))
+    dtype = helper.tensor_dtype_to_np_dtype(compute)
+    distance, inside = (table.numpy().astype(dtype) for table in block_tables(radius))
 
     def rows(blocks: str, name: str, shape: str) -> str:
-        """[N, X, a, b] -> [N, a * b, *shape], float32."""
+        """[N, X, a, b] -> [N, a * b, *shape], in the type to compute in."""
         flat = body("Reshape", blocks, body.constant("flat", [0, 0, -1]), out=f"{name}_flat")
         result = body(
             "Reshape", body("Transpose", flat, out=f"{name}_rows", perm=[0, 2, 1]), shape, out=f"{name}_matrix"
         )
-        return body("Cast", result, out=f"{name}_float", to=TensorProto.FLOAT) if half else result
+        return body("Cast", result, out=f"{name}_cast", to=compute)
 
     def padded(plane: str, name: str) -> str:
         pads = body.constant("pads", [0, 0, halo, halo, 0, 0, halo, halo])
@@ -74,8 +73,9 @@ def echo_function(radius: int, combine: Combine, opset: int, precision: Precisio
 
     def exponent(numerator: str, sigma: str, name: str) -> str:
         """-numerator / (2 sigma^2)"""
+        sigma = body("Cast", sigma, out=f"{name}_sigma", to=compute)
         variance = body("Mul", sigma, sigma, out=f"{name}_variance")
-        scale = body("Div", body.constant("minus_half", np.float32(-0.5)), variance, out=f"{name}_scale")
+        scale = body("Div", body.constant("minus_half", np.asarray(-0.5, dtype)), variance, out=f"{name}_scale")
         return body("Mul", numerator, scale, out=f"{name}_exponent")
 
     by_cell = body.constant("by_cell", [0, 0, cells, -1])
@@ -98,7 +98,7 @@ def echo_function(radius: int, combine: Combine, opset: int, precision: Precisio
     mean_squares = body("Mul", means, means, out="mean_squares")
     mean_norms = body("ReduceSum", mean_squares, body.constant("rows", [2]), out="mean_norms", keepdims=1)
     products = body("MatMul", pixels, means, out="products")
-    twice = body("Mul", products, body.constant("two", np.float32(2)), out="products2")
+    twice = body("Mul", products, body.constant("two", np.asarray(2, dtype)), out="products2")
     partial = body("Sub", mean_norms, twice, out="partial_distances")
     distances = body("Add", partial, pixel_norms, out="distances")
     range_exponent = exponent(distances, "sigma_range", "range")
@@ -114,8 +114,7 @@ def echo_function(radius: int, combine: Combine, opset: int, precision: Precisio
     total = body("ReduceSum", weights, body.constant("last", [-1]), out="total", keepdims=1)
     sums = body("MatMul", weights, values, out="sums")
     result = body("Div", sums, total, out="averages")
-    if half:
-        result = body("Cast", result, out="averages_half", to=TensorProto.FLOAT16)
+    result = body("CastLike", result, "down", out="averages_cast")
 
     matrix = body("Reshape", result, body.constant("flat", [0, 0, -1]), out="output_rows")
     flat = body("Transpose", matrix, out="output_flat", perm=[0, 2, 1])
@@ -131,7 +130,7 @@ def echo_function(radius: int, combine: Combine, opset: int, precision: Precisio
         nodes=body.nodes,
         opset_imports=[helper.make_opsetid("", opset)],
         attributes=list(ATTRIBUTES),
-        doc_string=f"EchoUpsample, radius {radius}, combine {combine}, {precision}",
+        doc_string=f"EchoUpsample, radius {radius}, combine {combine}",
     )
 
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from echoir.export.deployed import deployed
-from echoir.export.echo_function import DOMAIN, NAME, Precision, echo_function, node_attributes
+from echoir.export.echo_function import DOMAIN, NAME, echo_function, node_attributes
 from echoir.network import ALIGNMENT, EchoIR
 from echoir.runtime.errors import BackendError
 from echoir.runtime.files import atomic_write
 from echoir.upsampler import EchoUpsampler
 
 IO = Literal["float", "uint8"]
+Precision = Literal["fp32", "fp16"]
 OPSET = 20  # Gelu became an operator in 20; TensorRT 10.3 reads up to 20
 INPUT, OUTPUT = "input", "output"
 
