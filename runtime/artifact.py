@@ -321,7 +321,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         _check_finite(value, where)
         return value
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _parse_dataclass(kind, value, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:

@@ -124,8 +124,10 @@ class Restorer:
         if height < 1 or width < 1:
             raise ImageError(f"an image has at least one pixel, got {height} x {width}")
         down, across = self._axis(0, height), self._axis(1, width)
-        # Sums of weighted tiles; row 0 is the first row not yet given out.
-        sums = np.zeros((down.covered, width, 3), np.float32)
+        # Sums of weighted tiles; row 0 is the first row not yet given out. Pixels and channels share an
+        # axis, [rows, W * 3], since numpy is slow where the innermost axis is as short as three.
+        sums = np.zeros((down.covered, width * 3), np.float32)
+        weights_across = [np.repeat(weights, 3) for weights in across.weights]
         total, done = len(down.starts) * len(across.starts), 0
         for i, (y, weights) in enumerate(zip(down.starts, down.weights, strict=True)):
             rows = read_rows(y, y + down.covered)
@@ -133,15 +135,16 @@ class Restorer:
             for xs, tiles in self._cut(rows, down, across):
                 restored = self._run(tiles, PEAKS[rows.dtype], [(y, across.starts[x]) for x in xs])
                 for x, tile in zip(xs, restored, strict=True):
-                    part = tile[: down.covered, : across.covered]
-                    part *= weights[:, None, None]
-                    part *= across.weights[x][:, None]
-                    sums[:, across.starts[x] : across.starts[x] + across.covered] += part
+                    part = tile.reshape(len(tile), -1)[: down.covered, : across.covered * 3]
+                    part *= weights[:, None]
+                    part *= weights_across[x]
+                    left = across.starts[x] * 3
+                    sums[:, left : left + across.covered * 3] += part
                 done += len(xs)
                 if on_tiles is not None:
                     on_tiles(done, total)
             finished = (down.starts[i + 1] if i + 1 < len(down.starts) else height) - y
-            yield from _finish(sums[:finished], rows)
+            yield from _finish(sums[:finished].reshape(finished, width, 3), rows)
             # What later tiles still add to moves up; the rest starts from nothing.
             sums[:-finished] = sums[finished:]
             sums[-finished:] = 0
@@ -176,21 +179,26 @@ class Restorer:
 
     def _cut(self, rows: Array, down: _Axis, across: _Axis) -> Iterator[tuple[range, Array]]:
         """Batches of one strip's tiles, [N, tile height, tile width, 3] in the image's type."""
-        vertical, horizontal = reflect(down.covered, down.tile), reflect(across.covered, across.tile)
+        height, width = down.covered, across.covered
+        below, right = reflect(height, down.tile)[height:], reflect(width, across.tile)[width:]
         for first in range(0, len(across.starts), self.batch):
             xs = range(first, min(first + self.batch, len(across.starts)))
             tiles = np.empty((len(xs), down.tile, across.tile, 3), rows.dtype)
             for tile, x in zip(tiles, xs, strict=True):
-                part = rows[:, across.starts[x] : across.starts[x] + across.covered]
-                part = part[vertical[:, None], horizontal]
-                tile[:] = part if part.ndim == 3 else part[..., None]
+                part = rows[:, across.starts[x] : across.starts[x] + width]
+                tile[:height, :width] = part if part.ndim == 3 else part[..., None]
+                tile[:height, width:] = tile[:height, right]
+                tile[height:] = tile[below]
             yield xs, tiles
 
     def _run(self, tiles: Array, peak: int, places: list[tuple[int, int]]) -> Floats:
         """Tiles through the session: [N, h, w, 3] of any type -> float32, 1 being white."""
         source, sink = self.manifest.input, self.manifest.output
-        given = tiles if source.dtype == "uint8" else tiles.astype(np.float32) / np.float32(peak)
-        given = given if source.layout == "NHWC" else np.ascontiguousarray(given.transpose(0, 3, 1, 2))
+        given = tiles if source.layout == "NHWC" else tiles.transpose(0, 3, 1, 2)
+        if source.dtype == "uint8":
+            given = np.ascontiguousarray(given)
+        else:  # a division, since x * (1 / 255) is not x / 255
+            given = np.divide(given, np.float32(peak), dtype=np.float32, order="C")
         raw = self.session.run(given)
         _check_output(raw, sink, len(tiles), self.manifest)
         restored = raw if sink.layout == "NHWC" else raw.transpose(0, 2, 3, 1)

@@ -6,7 +6,6 @@ they become an image is :mod:`echoir.runtime.restorer`'s business.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from echoir.runtime.errors import ArtifactError, BackendError
 
 if TYPE_CHECKING:
     import onnxruntime
+    from typing_extensions import Self
 
 Device = Literal["cpu", "cuda"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,7 +30,7 @@ class Session(Protocol):
     def close(self) -> None:
         """Give back what the session holds; it cannot be used afterwards."""
 
-    def __enter__(self) -> Session: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
@@ -130,12 +130,10 @@ class OnnxSession:
         """Release the model."""
         self._session = None
 
-    def __enter__(self) -> OnnxSession:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
