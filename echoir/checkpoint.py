@@ -44,13 +44,13 @@ def save_checkpoint(path: str | Path, network: EchoIR, task: str, preset: str, m
     Args:
         metadata: JSON-serialisable provenance, stored beside the network's own description.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     described = {"format": FORMAT, "task": task, "preset": preset, "metadata": metadata}
     described["config"] = network.config.to_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"echoir": json.dumps(described)})
+        temporary.write_bytes(save(tensors, metadata={"echoir": json.dumps(described)}))
 
 
 def load_checkpoint(name_or_path: str | Path) -> Checkpoint:

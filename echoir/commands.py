@@ -85,3 +85,78 @@ def train(
         trainer.report = report
         path = trainer.run()
     click.echo(path)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--data", required=True, metavar="DIR", help="Clean pictures, or a folder with input/ and target/.")
+@click.option(
+    "--sigma", type=float, multiple=True, help="Noise level in 8-bit codes, for clean pictures; may be repeated."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take the first so many pictures.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--csv", "csv_path", metavar="FILE", help="Write the figures of every picture here.")
+@click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
+def evaluate(
+    model: str,
+    data: str,
+    sigma: tuple[float, ...],
+    seed: int,
+    limit: int | None,
+    threads: int | None,
+    csv_path: str | None,
+    log_json: bool,
+) -> None:
+    """PSNR and SSIM of a checkpoint or an artifact, beside those of the degraded input.
+
+    MODEL is a shipped checkpoint's name, a .safetensors file (run by PyTorch on whole images), or
+    an artifact (run as deployed, in tiles). Figures are means over pictures of 8-bit images: on
+    RGB, for deraining on the Y channel.
+    """
+    from dataclasses import replace
+    from functools import partial
+
+    try:
+        import torch
+
+        from echoir.checkpoint import SHIPPED, load_checkpoint
+        from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv
+        from echoir.evaluate import evaluate as score
+        from echoir.samples import open_samples
+    except ImportError as error:
+        from echoir.runtime.errors import MissingExtraError
+
+        raise MissingExtraError(error.name or "torch", "train") from None
+    from echoir.runtime import Restorer
+    from echoir.runtime.files import atomic_write
+    from echoir.runtime.progress import Progress
+
+    if threads:
+        torch.set_num_threads(threads)
+    if model.endswith(".safetensors") or (SHIPPED / f"{model}.safetensors").is_file():
+        checkpoint = load_checkpoint(model)
+        task = checkpoint.task
+        restore: Restore = partial(restore_whole, checkpoint.network)
+    else:
+        restorer = Restorer.open(model, threads=threads)
+        task, restore = restorer.manifest.task, restorer
+    scores: list[Score] = []
+    click.echo(f"{'':>12} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7}")
+    for level in sigma or (None,):
+        samples = open_samples(Path(data), task, sigma=level, seed=seed, limit=limit)
+        label = "pairs" if samples.sigma is None else f"sigma {samples.sigma:g}"
+        with Progress("evaluate", len(samples), "pictures", log_json=log_json) as progress:
+            these = []
+            for one in score(restore, samples, task):
+                these.append(one)
+                progress.advance(picture=one.picture)
+        average = mean(these)
+        click.echo(
+            f"{label:>12} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
+            f" {average.input_ssim:>11.4f} {average.ssim:>7.4f}"
+        )
+        scores += [replace(one, picture=f"{label}/{one.picture}") for one in (*these, average)]
+    if csv_path:
+        with atomic_write(csv_path) as temporary:
+            temporary.write_text(to_csv(scores))

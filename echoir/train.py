@@ -153,7 +153,7 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write everything :meth:`resume` needs, whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -162,7 +162,7 @@ class Trainer:
         header = {"task": self.task, "step": self.step, "seconds": self.seconds, "recipe": self.recipe.to_dict()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         with atomic_write(self.state_path) as temporary:
-            save_file(tensors, temporary, metadata={"state": json.dumps(header)})
+            temporary.write_bytes(save(tensors, metadata={"state": json.dumps(header)}))
 
     def resume(self) -> bool:
         """Continue from the folder's state, if there is one; says whether there was."""
