@@ -63,7 +63,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(weights: Path, pictures: Path) -> list[object]:
-    return ["export", "--weights", weights, "--target", "onnx", "--tile", 32, "--overlap", 8, "--images", pictures]
+    return [
+        "export",
+        "--weights",
+        weights,
+        "--target",
+        "onnx",
+        "--tile",
+        32,
+        "--overlap",
+        8,
+        "--images",
+        pictures,
+        "--threads",
+        1,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +256,7 @@ def test_a_stage_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 def test_parity_repeats_what_the_export_measured(
     run: Run, exported: Path, weights: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    measure = ["parity", "-m", exported, "--reference", weights, "--images", pictures]
+    measure = ["parity", "-m", exported, "--reference", weights, "--images", pictures, "--threads", 1]
     code, output, _ = run(*measure, "-o", tmp_path)
     assert code == 0
     assert "gate passed" in output
@@ -252,7 +266,9 @@ def test_parity_repeats_what_the_export_measured(
 
 
 def test_parity_ends_with_5_when_the_gate_fails(run: Run, exported: Path, weights: Path, pictures: Path) -> None:
-    code, output, error = run("parity", "-m", exported, "--reference", weights, "--images", pictures, "--min-psnr", 200)
+    code, output, error = run(
+        "parity", "-m", exported, "--reference", weights, "--images", pictures, "--threads", 1, "--min-psnr", 200
+    )
     assert code == 5
     assert "gate FAILED" in output
     assert "the gate is 200 dB" in error

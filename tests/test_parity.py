@@ -81,7 +81,8 @@ def manifest(precision: Any = "fp32", io: Any = "float") -> Manifest:
 def measure(
     checkpoint: Checkpoint, pictures: Path, *, alter: Any = lambda x: x, precision: str = "fp32", io: Any = "float"
 ) -> ParityReport:
-    session = Altered(PyTorchSession(checkpoint.network, io=io), alter)
+    # One thread: the pictures are too small to share, and waiting threads of a busy machine spin.
+    session = Altered(PyTorchSession(checkpoint.network, io=io, threads=1), alter)
     return measure_parity(manifest(precision, io), session, checkpoint, open_samples(pictures, "denoise"))
 
 
