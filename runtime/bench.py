@@ -231,7 +231,7 @@ def attribute(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], tu
 
     Exported nodes are named by module (``up1/reduce/Conv``). ONNX Runtime inlines the EchoUpsample
     function under names without the module, which run between that module's own nodes; and it
-    inserts nodes that change the layout: one before the node that needs it, or after the node
+    inserts nodes that change layout or type: one before the node that needs it, or after the node
     whose result it changes back.
 
     Args:
@@ -243,15 +243,15 @@ def attribute(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], tu
     owners: list[tuple[str, bool] | None] = []
     level = ""
     for event in events:
-        name = event["name"].removesuffix("_kernel_time")
+        name, kind = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
         if named := re.search(r"(?:^|[/_])(up[123])/", name):
             level = named[1]
             owners.append((level, False))
         elif OPERATOR in name:
             owners.append((level, True))
-        elif event["args"]["op_name"] == "ReorderInput":
+        elif kind == "ReorderInput":
             owners.append(None)
-        elif event["args"]["op_name"] == "ReorderOutput" or ("/" not in name and "_token_" in name):
+        elif kind == "ReorderOutput" or ("/" not in name and ("_token_" in name or kind == "Cast")):
             owners.append(owners[-1] if owners else ("", False))
         else:
             owners.append(("", False))
@@ -303,15 +303,15 @@ def as_text(result: dict[str, Any], operators: int = 8) -> str:
     tile = " x ".join(map(str, first["tile"]))
     lines = [
         f"{artifact['name']}: {artifact['backend']}, {artifact['precision']}, tile {tile}, overlap {first['overlap']}, "
-        f"{result['threads']} threads, {first['iterations']} runs in turn",
+        f"threads {result['threads']}, {first['iterations']} runs in turn",
         "",
-        f"{'':<24}{'p50':>10}{'p99':>10}{'per tile p50':>14}{'p99':>10}{'MP/s':>9}{'effective':>11}",
+        f"{'':<24}{'p50':>11}{'p99':>11}{'per tile p50':>14}{'p99':>11}{'MP/s':>9}{'effective':>11}",
     ]
     for own in result["latency"]:
         batch, each = own["batch_ms"], own["tile_ms"]
         lines.append(
             f"{_shorten(own['name'], 14) + ', batch ' + str(own['batch']):<24}"
-            f"{batch['p50']:>7.1f} ms{batch['p99']:>7.1f} ms{each['p50']:>11.1f} ms{each['p99']:>7.1f} ms"
+            f"{batch['p50']:>8.1f} ms{batch['p99']:>8.1f} ms{each['p50']:>11.1f} ms{each['p99']:>8.1f} ms"
             f"{own['megapixels_per_s']:>9.3f}{own['effective_megapixels_per_s']:>11.3f}"
         )
     for name, quotient in result["ratios"].items():
