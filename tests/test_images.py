@@ -81,7 +81,7 @@ def decode_png16(data: bytes, bands: int) -> Array:
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 def test_8_bit_pixels_and_alpha_survive_unchanged(tmp_path: Path, mode: str, suffix: str) -> None:
     pixels = photo((40, 50, len(mode)))  # transparent pixels have colours too, and keep them
-    Image.fromarray(pixels if len(mode) > 1 else pixels[..., 0], mode).save(tmp_path / "in.png")
+    Image.fromarray(pixels if len(mode) > 1 else pixels[..., 0]).save(tmp_path / "in.png")
     opened = copy(tmp_path / "in.png", tmp_path / f"out{suffix}", quality=100)
     np.testing.assert_array_equal(opened.pixels, pixels)
     with Image.open(tmp_path / f"out{suffix}") as written:
