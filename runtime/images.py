@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +117,8 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
             image = image.autorot().copy()
             # Said outright: a tag that is merely missing would come back from the EXIF bytes.
             image.set_type(_vips().GValue.gint_type, "orientation", 1)
-        pixels = image.numpy()
+        with _interruptible_afterwards():
+            pixels = image.numpy()
     shape = (image.height, image.width, image.bands)
     return Picture(path, format, pixels.reshape(shape), (image.xres, image.yres), _metadata(image), png_text)
 
@@ -166,7 +169,8 @@ def save_picture(path: str | os.PathLike[str], rows: Iterable[Array], like: Pict
         if like.alpha is not None:
             pixels[:, :, -1] = like.alpha
         try:
-            _encode(_image(pixels, like), format, temporary, quality, like)
+            with _interruptible_afterwards():
+                _encode(_image(pixels, like), format, temporary, quality, like)
         except _vips().Error as error:
             raise ImageError(f"cannot write {path}: {_cause(error)}") from error
 
@@ -180,6 +184,22 @@ def _reading(path: Path) -> Iterator[None]:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
     except _vips().Error as error:  # libvips reports a lack of memory like this as well
         raise ImageError(f"cannot read {path}: {_cause(error)}; is the file truncated or damaged?") from error
+
+
+@contextmanager
+def _interruptible_afterwards() -> Iterator[None]:
+    """Hold Ctrl-C back while libvips works, which logs through Python: an interrupt raised in there would be lost."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield  # interrupts are not raised here
+        return
+    interrupts: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _check_target(path: Path, like: Picture) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,29 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert (result.code, result.out) == (130, "restored 1, skipped 0, failed 0\n")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"], "no part of b.png, under any name"
     assert echoir(*arguments).out == "restored 2, skipped 1, failed 0\n"
+
+
+def test_ctrl_c_while_a_picture_is_written_stops_the_run_and_leaves_no_part(
+    identity: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvips calls back into Python to log; an interrupt that lands there must not be swallowed."""
+    from echoir.runtime import images
+
+    for name in ("a.png", "b.png"):
+        write(tmp_path / "in" / name)
+    encode, encoded = images._encode, []
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        encode(*arguments)
+        encoded.append(arguments)
+
+    monkeypatch.setattr(images, "_encode", interrupted)
+    result = echoir("restore", tmp_path / "in", "-m", identity.model_path, "-o", tmp_path / "out")
+    assert (result.code, result.out) == (130, "restored 0, skipped 0, failed 0\n")
+    assert len(encoded) == 1, "the interrupt waits for libvips to come back"
+    assert files_below(tmp_path / "out") == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_overwrite_replaces_and_error_refuses(gain: Artifact, tmp_path: Path) -> None:
