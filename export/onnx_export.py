@@ -162,9 +162,9 @@ class _Deployment(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.io == "float":
             return self.network(x)
-        image = x.permute(0, 3, 1, 2).float() * (1 / 255)
-        restored = self.network(image)
-        return (restored.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        # TensorRT takes uint8 at inputs and outputs only, next to a cast.
+        restored = self.network(x.float().permute(0, 3, 1, 2) * (1 / 255))
+        return (restored.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
 @contextmanager
