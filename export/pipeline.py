@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from echoir import __version__
 from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
 from echoir.checkpoint import Checkpoint, load_checkpoint
-from echoir.export.engine import build_engine
+from echoir.export.engine import MODULES, EngineTarget, build_engine
 from echoir.export.onnx_export import INPUT, OUTPUT, export_onnx, tile_alignment
 from echoir.export.parity import ParityReport, default_gate, measure_parity
 from echoir.export.reference import IO
@@ -32,14 +33,12 @@ from echoir.runtime.artifact import (
     Tile,
     write_artifact,
 )
-from echoir.runtime.errors import BackendError, GateError, ImageError
+from echoir.runtime.errors import BackendError, GateError, ImageError, MissingExtraError
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
 from echoir.samples import SHIPPED, Samples, open_samples
 
 Target = Literal["auto", "onnx", "tensorrt", "tensorrt-rtx"]
-EngineTarget = Literal["tensorrt", "tensorrt-rtx"]
-ENGINES: tuple[EngineTarget, ...] = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,10 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
     checkpoint = load_checkpoint(request.weights)
     samples = open_samples(request.images or SHIPPED, checkpoint.task, sigma=request.sigma, limit=request.limit)
     wanted = engines(request.targets)
+    for target in (target for target, required in wanted.items() if required):
+        module, extra = MODULES[target]
+        if find_spec(module) is None:  # before the export, not after minutes of it
+            raise MissingExtraError(module, extra)
     steps = 1 + len(samples) + len(wanted)
     with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
         artifact = _make_onnx(request, checkpoint, stage)
@@ -147,7 +150,7 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
 
 def engines(targets: tuple[Target, ...]) -> dict[EngineTarget, bool]:
     """The engines to try, and whether each must succeed."""
-    return {target: target in targets for target in ENGINES if target in targets or "auto" in targets}
+    return {target: target in targets for target in MODULES if target in targets or "auto" in targets}
 
 
 def set_aside(stage: Path, folder: Path) -> Path:
@@ -273,8 +276,8 @@ def _build_engines(
 def _build_engine(request: Request, source: Artifact, target: EngineTarget) -> Artifact:
     manifest = source.manifest
     path = source.model_path.with_name(f"{request.name}-{target}.engine")
-    info = build_engine(source.model_path, path, target=target, compute_capabilities=list(request.compute_capabilities))
-    engine = Engine(info.version, tuple(info.compute_capabilities), info.seconds)
+    info = build_engine(source.model_path, path, target=target, compute_capabilities=request.compute_capabilities)
+    engine = Engine(info.version, info.compute_capabilities, info.seconds, info.gpu, info.driver)
     # No figures: an engine runs on the GPU it is for. Its source's are found by onnx_sha256.
     return write_artifact(
         replace(

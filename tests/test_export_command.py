@@ -233,10 +233,40 @@ def test_auto_says_what_it_left_out_and_a_named_target_fails(
     assert "left out tensorrt: tensorrt is not here; run: pip install it" in output
     assert "left out tensorrt-rtx" in output
     shutil.rmtree(tmp_path / "toy")
+    monkeypatch.setitem(pipeline.MODULES, "tensorrt", ("json", "tensorrt"))  # installed, but it refuses
     code, _, error = run(*arguments, "--target", "tensorrt")
     assert code == 6
     assert "pip install it" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_named_target_that_is_not_installed_fails_at_once(
+    run: Run, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pipeline.MODULES, "tensorrt", ("no_such_module", "tensorrt"))
+    monkeypatch.setattr(pipeline, "export_onnx", None)  # would fail if called
+    code, _, error = run(*arguments, "--target", "tensorrt", "-o", tmp_path / "toy")
+    assert code == 6
+    assert "pip install 'echoir[tensorrt]'" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.tensorrt
+@pytest.mark.slow
+@pytest.mark.usefixtures("instant")
+def test_an_engine_names_the_onnx_it_was_built_from(run: Run, arguments: list[object], tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    folder = tmp_path / "toy"
+    code, output, _ = run(*arguments, "--target", "tensorrt-rtx", "--compute-capability", "8.9", "-o", folder)
+    assert code == 0
+    assert "toy-fp16-tensorrt-rtx.engine" in output
+    assert "not run here" in output
+    manifest = Artifact.open(folder / "toy-fp16-tensorrt-rtx.engine").manifest
+    assert manifest.engine is not None
+    assert manifest.engine.compute_capability == ("8.9",)
+    assert manifest.onnx_sha256 == sha256_file(folder / "toy-fp16.onnx")
+    assert manifest.parity is None
+    assert Artifact.open(folder).manifest.model.backend == "onnxruntime"
 
 
 def test_a_stage_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
