@@ -22,7 +22,7 @@ import numpy as np
 
 from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
 from echoir.runtime.machine import Machine
-from echoir.runtime.sessions import Session
+from echoir.runtime.sessions import Session, session_options
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -187,10 +187,8 @@ def profile_onnxruntime(artifact: Artifact, tiles: Array, threads: int, runs: in
     """Where ONNX Runtime spends its time, by its own profiler, after one run that is not counted."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = session_options(threads)
     options.enable_profiling = True
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(artifact.model_path, options, providers=["CPUExecutionProvider"])

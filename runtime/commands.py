@@ -18,16 +18,14 @@ EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
 
 
 def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``-m``, as every command of this project has it."""
+    """``-m``, alike in the commands here."""
     help = "A model file, its .json, or a folder with one artifact."
     return click.option("-m", "--model", metavar="ARTIFACT", required=True, help=help)(function)
 
 
 @click.command()
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option(
-    "-m", "--model", "model", metavar="ARTIFACT", required=True, help="A model file, its .json, or their folder."
-)
+@model_option
 @click.option("-o", "--output", metavar="OUT", required=True, help="A folder; or a file name, for one input file.")
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
@@ -50,7 +48,7 @@ def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(["keep", "apply"]),
     default="keep",
     show_default=True,
-    help="Keep pixels and their EXIF orientation as stored, or apply it: turn the pixels and drop the tag.",
+    help="Keep pixels and their EXIF orientation as stored, or apply it: turn the pixels and reset the tag.",
 )
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images, in pixels. [default: 500000000]")
 @click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")

@@ -200,7 +200,7 @@ def restore(
         report: filled in as the work goes on, so that it is true after an interruption too.
         exists: what to do where the output is already there. An output appears only when it is
             complete, so ``"skip"`` resumes an interrupted run.
-        upright: turn pixels by their EXIF orientation and drop the tag.
+        upright: turn pixels by their EXIF orientation and reset the tag.
         max_pixels: larger images fail, before they are decoded.
         log_json: progress and failures as JSON lines.
         quiet: no progress.
