@@ -183,9 +183,16 @@ class Profile:
     upsample_operator: float = 0.0
 
 
-def profile_onnxruntime(artifact: Artifact, tiles: Array, threads: int, runs: int = 5) -> Profile:
-    """Where ONNX Runtime spends its time, by its own profiler, after one run that is not counted."""
+def profile_onnxruntime(artifact: Artifact, batch: int, threads: int, runs: int = 5) -> Profile:
+    """Where ONNX Runtime spends its time, by its own profiler, after one run that is not counted.
+
+    Args:
+        batch: tiles per run, where the artifact leaves it open.
+    """
     import onnxruntime
+
+    manifest = artifact.manifest
+    tiles = sample_tiles(manifest.input, (manifest.tile.height, manifest.tile.width), manifest.tile.batch or batch)
 
     options = session_options(threads)
     options.enable_profiling = True
@@ -193,7 +200,7 @@ def profile_onnxruntime(artifact: Artifact, tiles: Array, threads: int, runs: in
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(artifact.model_path, options, providers=["CPUExecutionProvider"])
         for _ in range(runs + 1):
-            session.run(None, {artifact.manifest.input.name: tiles})
+            session.run(None, {manifest.input.name: tiles})
         events = json.loads(Path(session.end_profiling()).read_text())
     return summarise(after_first_run(events), runs)
 

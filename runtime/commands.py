@@ -164,7 +164,7 @@ def bench(
         machine = describe_machine()
         shares = None
         if profile and artifact.manifest.model.backend == "onnxruntime":
-            shares = measure.profile_onnxruntime(artifact, subjects[0].tiles, threads)
+            shares = measure.profile_onnxruntime(artifact, len(subjects[0].tiles), threads)
     result = measure.report(
         artifact.manifest, latencies, threads=threads, memory=(before, peak), machine=machine, profile=shares
     )

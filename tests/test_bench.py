@@ -143,8 +143,7 @@ class TestProfile:
         assert [event["name"] for event in bench.after_first_run(events)] == ["b_kernel_time"]
 
     def test_a_real_session_shows_the_operators_of_its_graph(self, identity: Artifact) -> None:
-        tiles = bench.sample_tiles(identity.manifest.input, (64, 64), 1)
-        profile = bench.profile_onnxruntime(identity, tiles, threads=1, runs=2)
+        profile = bench.profile_onnxruntime(identity, 1, threads=1, runs=2)
         assert set(profile.operators) <= {"Cast", "Mul", "Add", "Identity"}
         assert profile.operators
         assert sum(profile.operators.values()) == pytest.approx(1)
@@ -169,8 +168,7 @@ class TestProfile:
         from dataclasses import replace
 
         artifact = Artifact(replace(artifact.manifest, input=replace(manifest.input, name=name)), path)
-        tiles = bench.sample_tiles(manifest.input, (64, 64), 1)
-        profile = bench.profile_onnxruntime(artifact, tiles, threads=1, runs=3)
+        profile = bench.profile_onnxruntime(artifact, 1, threads=1, runs=3)
         assert all(0.001 < share < 0.5 for share in profile.upsamplers.values())
         assert 0.001 < profile.upsample_operator < sum(profile.upsamplers.values())
 
@@ -240,6 +238,12 @@ class TestCommand:
         assert 0 < figures["memory"]["before_bytes"] <= figures["memory"]["peak_bytes"]
         assert sum(figures["profile"]["operators"].values()) == pytest.approx(1)
         assert set(figures["machine"]) >= {"cpu", "cores", "clocks_mhz", "governor", "power_mode", "temperature"}
+
+    @pytest.mark.parametrize("batch", [1, 2, 3])
+    def test_a_fixed_batch_is_timed_and_profiled_at_any_size(self, gain: Artifact, batch: int) -> None:
+        result = echoir("bench", "-m", gain.model_path, "--iterations", 2, "--json", "-", "--batch", batch)
+        assert result.code == 0
+        assert json.loads(result.out)["latency"][0]["batch"] == batch
 
     def test_json_on_standard_output_is_alone(self, identity: Artifact) -> None:
         result = echoir("bench", "-m", identity.model_path, "--iterations", 2, "--json", "-", "--no-profile")
