@@ -1,10 +1,11 @@
 """Tiled against whole image, and both against ground truth, over tile sizes and overlaps.
 
     python benchmarks/tiles.py --data FOLDER [--weights denoise] [--sigma 25] [--limit N]
-                               [--tile 128 256 512] [--overlap 16 32 64]
+                               [--tile 128 256 512] [--overlap 0 16 32 64]
 
 FOLDER (or the environment variable ECHOIR_DATA) holds clean pictures, which get Gaussian noise, or
 input/ and target/ pairs. Everything runs through PyTorch in float32, so the table shows tiling alone.
+docs/tiles.md explains the columns.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.evaluate import restore_whole
-from echoir.export.figures import Image, SquaredError
+from echoir.export.figures import Image, SquaredError, Window
 from echoir.export.parity import seam_band, windows
 from echoir.export.reference import PyTorchSession
 from echoir.export.summary import db, table
@@ -39,7 +42,8 @@ from echoir.runtime.restorer import Restorer
 from echoir.samples import open_samples
 
 HEAD = [
-    "tile", "overlap", "cost", "to whole", "in band", "elsewhere", "band", "truth", "gain", "in band", "elsewhere",
+    "tile", "overlap", "cost", "to whole", "in band", "elsewhere", "band", "step",
+    "truth", "gain", "in band", "elsewhere",
 ]  # fmt: skip
 
 
@@ -48,7 +52,8 @@ class Row:
     """One (tile, overlap), pooled over pictures.
 
     ``difference`` is tiled against whole; ``tiled`` and ``whole`` are against the truth, in 8-bit.
-    Each is a pair: the band where several tiles contribute, and elsewhere.
+    Each is a pair: the band where several tiles contribute, and elsewhere. ``step`` is how much the
+    difference changes from a pixel to its neighbour: across the edge of a tile, and elsewhere.
     """
 
     computed: int = 0  # pixels that went through the network
@@ -56,6 +61,7 @@ class Row:
     truth: list[float] = field(default_factory=list)  # PSNR of the tiled picture
     gain: list[float] = field(default_factory=list)  # against that of the whole one
     difference: list[SquaredError] = field(default_factory=lambda: [SquaredError(), SquaredError()])
+    step: list[SquaredError] = field(default_factory=lambda: [SquaredError(), SquaredError()])
     tiled: list[SquaredError] = field(default_factory=lambda: [SquaredError(), SquaredError()])
     whole: list[SquaredError] = field(default_factory=lambda: [SquaredError(), SquaredError()])
 
@@ -66,9 +72,11 @@ class Row:
             for tiled, whole in zip(self.tiled, self.whole, strict=True)
         ]
         both = band + elsewhere
+        across, within = self.step
+        step = f"{(across.mse / within.mse) ** 0.5:.2f}" if across.count else "-"
         return [
             f"{self.computed / self.pixels:.2f}", db(both.psnr), db(band.psnr), db(elsewhere.psnr),
-            f"{100 * band.count / both.count:.0f} %", db(mean(self.truth)), f"{mean(self.gain):+.3f}", *gains,
+            f"{100 * band.count / both.count:.0f} %", step, db(mean(self.truth)), f"{mean(self.gain):+.3f}", *gains,
         ]  # fmt: skip
 
 
@@ -79,7 +87,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--tile", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--overlap", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--overlap", type=int, nargs="+", default=[0, 16, 32, 64])
     given = parser.parse_args()
     if given.data is None:
         parser.error("name a folder with --data or ECHOIR_DATA")
@@ -106,7 +114,8 @@ def add(row: Row, restorer: Restorer, tiled: Image, whole: Image, truth: Image) 
     """Count one picture in."""
     height, width, _ = truth.shape
     tile = restorer.manifest.tile
-    band = seam_band(height, width, windows(height, width, restorer.manifest, restorer.overlap))
+    tiles = windows(height, width, restorer.manifest, restorer.overlap)
+    band = seam_band(height, width, tiles)
     codes = [to_8bit(image) / 255 for image in (tiled, whole, truth)]
     row.computed += restorer.tiles(height, width) * tile.height * tile.width
     row.pixels += height * width
@@ -116,6 +125,19 @@ def add(row: Row, restorer: Restorer, tiled: Image, whole: Image, truth: Image) 
         row.difference[i] += SquaredError.between(tiled, whole, where)
         row.tiled[i] += SquaredError.between(codes[0], codes[2], where)
         row.whole[i] += SquaredError.between(codes[1], codes[2], where)
+    for axis in (0, 1):
+        for i, error in enumerate(steps(tiled - whole, tiles, axis)):
+            row.step[i] += error
+
+
+def steps(difference: Image, tiles: list[Window], axis: int) -> tuple[SquaredError, SquaredError]:
+    """Changes of a difference between neighbours along an axis: across the edges of tiles, and elsewhere."""
+    size = difference.shape[axis]
+    edges = {place for tile in tiles for place in (tile[axis].start, tile[axis].stop)} - {0, size}
+    change = np.moveaxis(np.diff(difference, axis=axis), axis, 0)
+    across = np.isin(np.arange(1, size), sorted(edges))
+    at_edges, inside = (SquaredError.between(part, np.zeros_like(part)) for part in (change[across], change[~across]))
+    return at_edges, inside
 
 
 def manifest(checkpoint: Checkpoint, tile: int, overlap: int) -> Manifest:

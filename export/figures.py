@@ -29,7 +29,7 @@ class SquaredError:
     count: int = 0
 
     @classmethod
-    def between(cls, a: Image, b: Image, where: NDArray[np.bool_] | None = None) -> SquaredError:
+    def between(cls, a: NDArray[Any], b: NDArray[Any], where: NDArray[np.bool_] | None = None) -> SquaredError:
         """Of two images; ``where`` [H, W] picks pixels, all channels of each."""
         square = np.square(a.astype(np.float64) - b)
         if where is not None:
