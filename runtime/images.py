@@ -11,10 +11,7 @@ program turns again is the worse mistake; ``upright=True`` turns the pixels and 
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,14 +108,13 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
     path = Path(path)
     with _reading(path):
         format, png_text = _sniff(path)
-        image = _loader(format)(str(path), access="sequential", fail_on="error")
+        image = _loader(format)(os.fsencode(path), access="sequential", fail_on="error")
         _check_header(path, image, max_pixels)
         if upright:
             image = image.autorot().copy()
             # Said outright: a tag that is merely missing would come back from the EXIF bytes.
             image.set_type(_vips().GValue.gint_type, "orientation", 1)
-        with _interruptible_afterwards():
-            pixels = image.numpy()
+        pixels = image.numpy()
     shape = (image.height, image.width, image.bands)
     return Picture(path, format, pixels.reshape(shape), (image.xres, image.yres), _metadata(image), png_text)
 
@@ -131,7 +127,7 @@ def picture_size(path: str | os.PathLike[str], *, upright: bool = False) -> tupl
     """
     path = Path(path)
     with _reading(path):
-        image = _loader(_sniff(path)[0])(str(path), access="sequential")
+        image = _loader(_sniff(path)[0])(os.fsencode(path), access="sequential")
         if upright:
             image = image.autorot()
     return image.height, image.width
@@ -169,9 +165,8 @@ def save_picture(path: str | os.PathLike[str], rows: Iterable[Array], like: Pict
         if like.alpha is not None:
             pixels[:, :, -1] = like.alpha
         try:
-            with _interruptible_afterwards():
-                _encode(_image(pixels, like), format, temporary, quality, like)
-        except _vips().Error as error:
+            _encode(_image(pixels, like), format, temporary, quality, like)
+        except (_vips().Error, UnicodeDecodeError) as error:
             raise ImageError(f"cannot write {path}: {_cause(error)}") from error
 
 
@@ -182,24 +177,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
-    except _vips().Error as error:  # libvips reports a lack of memory like this as well
+    except (_vips().Error, UnicodeDecodeError) as error:  # a lack of memory comes as Error as well
         raise ImageError(f"cannot read {path}: {_cause(error)}; is the file truncated or damaged?") from error
-
-
-@contextmanager
-def _interruptible_afterwards() -> Iterator[None]:
-    """Hold Ctrl-C back while libvips works, which logs through Python: an interrupt raised in there would be lost."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield  # interrupts are not raised here
-        return
-    interrupts: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if interrupts:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _check_target(path: Path, like: Picture) -> str:
@@ -227,18 +206,34 @@ def _image(pixels: Array, like: Picture) -> pyvips.Image:
     xres, yres = like.resolution
     image = image.copy(interpretation=kind, xres=xres, yres=yres)
     for name, value in like.metadata.items():
-        _vips().vips_lib.vips_image_set(image.pointer, name.encode(), value.pointer)
+        _vips().vips_lib.vips_image_set(image.pointer, _encoded(name), value.pointer)
     return image
 
 
 def _metadata(image: pyvips.Image) -> dict[str, pyvips.GValue]:
+    """All fields that are not the image's own shape."""
     metadata = {}
-    for name in image.get_fields():
-        if name not in _header_fields() and not name.startswith(_NOT_CARRIED):
-            value = _vips().GValue()
-            if _vips().vips_lib.vips_image_get(image.pointer, name.encode(), value.pointer) == 0:
-                metadata[name] = value
+    for name in _fields(image):
+        value = _vips().GValue()
+        known = _vips().vips_lib.vips_image_get(image.pointer, _encoded(name), value.pointer) == 0
+        if known and name not in _header_fields() and not name.startswith(_NOT_CARRIED):
+            metadata[name] = value
     return metadata
+
+
+def _fields(image: pyvips.Image) -> list[str]:
+    """Names of fields; pyvips' own way to them fails on names that are not UTF-8, as a PNG's may be."""
+    names, ffi = [], _vips().ffi
+    array = _vips().vips_lib.vips_image_get_fields(image.pointer)
+    while array[len(names)] != ffi.NULL:
+        names.append(ffi.string(array[len(names)]).decode("utf-8", "surrogateescape"))
+        _vips().glib_lib.g_free(array[len(names) - 1])
+    _vips().glib_lib.g_free(array)
+    return names
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _png_chunks(like: Picture) -> bytes:
@@ -255,18 +250,18 @@ def _encode(image: pyvips.Image, format: str, path: Path, quality: int, like: Pi
     keep = kinds.ALL if exif else kinds.ALL & ~kinds.EXIF
     if format == "png":
         keep &= ~(kinds.XMP | kinds.OTHER)  # _png_chunks has them
-        image.pngsave(str(path), filter="all", bitdepth=16 if image.format == "ushort" else 8, keep=keep)
+        image.pngsave(os.fsencode(path), filter="all", bitdepth=16 if image.format == "ushort" else 8, keep=keep)
         if chunks := _png_chunks(like):
             insert(path, PNG_BODY, chunks)
     elif format == "jpeg":
-        image.jpegsave(str(path), Q=quality, subsample_mode="off", keep=keep)
+        image.jpegsave(os.fsencode(path), Q=quality, subsample_mode="off", keep=keep)
         if not exif:
             insert(path, JPEG_BODY, jfif_segment(*like.resolution))
     elif format == "webp":
-        image.webpsave(str(path), Q=quality, lossless=quality == 100, exact=True, keep=keep)
+        image.webpsave(os.fsencode(path), Q=quality, lossless=quality == 100, exact=True, keep=keep)
     else:
         big = like.pixels.nbytes > 3 << 30  # past 4 GB offsets need 64 bits
-        image.tiffsave(str(path), compression="deflate", predictor="horizontal", bigtiff=big, keep=keep)
+        image.tiffsave(os.fsencode(path), compression="deflate", predictor="horizontal", bigtiff=big, keep=keep)
 
 
 def _sniff(path: Path) -> tuple[str, bytes]:
@@ -297,7 +292,7 @@ def _check_header(path: Path, image: pyvips.Image, max_pixels: int) -> None:
         raise ImageError(
             f"cannot read {path}: {image.width} x {image.height} is more than {max_pixels} pixels (--max-pixels)"
         )
-    if "n-pages" in image.get_fields() and (pages := image.get("n-pages")) > 1:
+    if image.get_typeof("n-pages") and (pages := image.get("n-pages")) > 1:
         raise ImageError(f"cannot read {path}: it holds {pages} frames or pages, of which all but one would be lost")
     kinds = {"srgb", "rgb16", "b-w", "grey16"}
     if image.interpretation not in kinds or image.bands > 4 or image.format not in ("uchar", "ushort"):
@@ -312,8 +307,10 @@ def _loader(format: str) -> Callable[..., pyvips.Image]:
     return {"png": image.pngload, "jpeg": image.jpegload, "tiff": image.tiffload, "webp": image.webpload}[format]
 
 
-def _cause(error: pyvips.Error) -> str:
+def _cause(error: pyvips.Error | UnicodeDecodeError) -> str:
     """What libvips says in several lines, as one: the system's reason if there is one, else all of it."""
+    if isinstance(error, UnicodeDecodeError):  # pyvips cannot quote a file's own words unless they are UTF-8
+        return error.object.decode("ascii", "replace")
     lines = [line.strip() for line in str(error.detail or error.message).splitlines()]
     for line in lines:
         if line.startswith("system error: "):
@@ -324,16 +321,19 @@ def _cause(error: pyvips.Error) -> str:
 @cache
 def _header_fields() -> frozenset[str]:
     """What every libvips image has: its shape and the like, no metadata."""
-    return frozenset(_vips().Image.black(1, 1).get_fields()) | {"filename"}
+    return frozenset(_fields(_vips().Image.black(1, 1))) | {"filename"}
 
 
 @cache
 def _vips() -> Any:
     """pyvips, set up once."""
-    logging.getLogger("pyvips").addHandler(logging.NullHandler())  # else its warnings go to standard error
+    # No Python runs inside libvips: pyvips would log its warnings there, where an interrupt gets lost and a
+    # warning that is not UTF-8 prints a traceback. Errors are raised; warnings are about tolerable files.
+    os.environ.setdefault("VIPS_WARNING", "0")
     try:
         import pyvips
     except (ImportError, OSError) as error:
         raise BackendError(f"pyvips cannot be imported ({error}); run: pip install 'pyvips[binary]'") from error
+    pyvips._remove_log_handler()
     pyvips.cache_set_max(0)  # it would give a file's old pixels after the file has changed
     return pyvips

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -267,6 +269,23 @@ def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
         assert (open_picture(tmp_path / "in.png").pixels == value).all()
 
 
+def test_text_in_any_encoding_neither_fails_nor_prints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A PNG's keyword, a camera's text and a file's name that are not UTF-8."""
+    png = encode_png16(photo((9, 11, 3), np.uint16), 2)
+    png = png[:33] + chunk(b"tEXt", b"Gr\xf6\xdfe\0gro\xdf") + png[33:]
+    tags = Image.Exif()
+    tags[ExifTags.Base.Artist] = "JXrXme"
+    jpeg = saved("JPEG", exif=tags).replace(b"JXrXme", b"J\xe9r\xf4me")
+    for name, content, text in ((b"\xff.png", png, b"Gr\xf6\xdfe\0gro\xdf"), (b"\xff.jpg", jpeg, b"J\xe9r\xf4me")):
+        source = tmp_path / os.fsdecode(name)
+        source.write_bytes(content)
+        target = tmp_path / f"out{source.name}"
+        copy(source, target)
+        assert open_picture(target).pixels.shape == open_picture(source).pixels.shape
+        assert text in target.read_bytes()
+    assert capfd.readouterr() == ("", "")
+
+
 # Bad input.
 
 
@@ -434,6 +453,15 @@ def test_an_error_while_restoring_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ImageError, match="rejected"):
         save_picture(tmp_path / "out.png", rows(), picture(photo()))
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_while_libvips_works_is_not_lost(tmp_path: Path) -> None:
+    pixels = photo((2000, 1500, 3))  # a fraction of a second to write
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        save_picture(tmp_path / "out.png", [pixels], picture(pixels))
     assert os.listdir(tmp_path) == []
 
 
