@@ -231,6 +231,26 @@ def test_8_bit_models_are_compared_after_rounding(checkpoint: Checkpoint, pictur
     assert not off_by_one.passed
 
 
+def test_the_worst_pictures_are_shown_worst_first(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for i in range(8):
+        Image.fromarray(np.full((20, 20, 3), 20 * (i + 1), np.uint8)).save(tmp_path / f"{i}.png")
+    report = measure(checkpoint, tmp_path, alter=lambda tiles: tiles * np.float32(1.01))
+    assert [exhibit.figures.name for exhibit in report.exhibits] == [f"{i}.png" for i in (7, 6, 5, 4, 3, 2)]
+
+
+def test_an_exhibit_is_cut_around_the_worst_tile(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    manifest_ = make_manifest(tile=(32, 32), overlap=0)
+    pixels = np.zeros((16, 640, 3), np.uint8)
+    pixels[:, -10:] = 200  # the error grows with the value: the last tile is the worst
+    Image.fromarray(pixels).save(tmp_path / "strip.png")
+    session = Altered(PyTorchSession(checkpoint.network, threads=1), lambda tiles: tiles * np.float32(1.01))
+    report = measure_parity(manifest_, session, checkpoint, open_samples(tmp_path, "denoise", sigma=1))
+    (exhibit,) = report.exhibits
+    assert exhibit.figures.worst_tile.left == 608
+    assert exhibit.window == (slice(0, 16), slice(128, 640))
+    assert exhibit.before.shape == exhibit.after.shape == exhibit.difference.shape == (16, 512, 3)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
 def test_nan_infinite_and_constant_output_fail_the_gate(checkpoint: Checkpoint, pictures: Path, value: float) -> None:
     report = measure(checkpoint, pictures, alter=lambda tiles: np.full_like(tiles, value))
