@@ -65,7 +65,7 @@ _MEASURE = [
         "--min-psnr",
         type=float,
         metavar="DB",
-        help="Gate: engine against PyTorch, on every picture. [default: 90 for fp32, 55 for fp16; 70 and 52.5 for uint8]",
+        help="Gate: engine against PyTorch, every picture. [default: fp32 90, fp16 55; with uint8 70 and 52.5]",
     ),
     click.option(
         "--max-drop",
