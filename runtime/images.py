@@ -223,7 +223,8 @@ def _metadata(image: pyvips.Image) -> dict[str, pyvips.GValue]:
 
 def _fields(image: pyvips.Image) -> list[str]:
     """Names of fields; pyvips' own way to them fails on names that are not UTF-8, as a PNG's may be."""
-    names, ffi = [], _vips().ffi
+    names: list[str] = []
+    ffi = _vips().ffi
     array = _vips().vips_lib.vips_image_get_fields(image.pointer)
     while array[len(names)] != ffi.NULL:
         names.append(ffi.string(array[len(names)]).decode("utf-8", "surrogateescape"))
