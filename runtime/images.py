@@ -5,6 +5,9 @@ pixels to write them, and carries profiles, EXIF, XMP, IPTC and resolution from 
 carried tag by tag: its bytes may be laid out anew, and tags in no standard are dropped, as are a
 camera's tags inside a *TIFF*. Text goes from PNG to PNG.
 
+Memory is that of the decoded pixels. Only WebP, progressive JPEG and interlaced PNG are held whole once
+more while they are decoded (or, WebP, written): those formats cannot be streamed.
+
 Pixels stay as stored and the orientation tag stays with them, since turning a picture that the next
 program turns again is the worse mistake; ``upright=True`` turns the pixels and resets the tag.
 """
