@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders import make_artifact
 
 from echoir.runtime.artifact import Artifact
-from builders import make_artifact
 
 
 @pytest.fixture(scope="session")
