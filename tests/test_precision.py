@@ -1,0 +1,131 @@
+"""The float16 graph: what is typed how, and how far it strays from PyTorch float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto
+
+from echoir.checkpoint import load_checkpoint
+from echoir.export.onnx_export import build_model, export_onnx
+from echoir.export.precision import CHOICES, to_fp16
+from echoir.network import EchoIR
+from echoir.runtime.errors import BackendError
+
+TILE = (48, 64)
+HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+@pytest.fixture(scope="module")
+def network() -> EchoIR:
+    return load_checkpoint("denoise").network
+
+
+@pytest.fixture(scope="module")
+def full(network: EchoIR) -> onnx.ModelProto:
+    return build_model(network, tile=TILE, batch=1, io="float")
+
+
+@pytest.fixture(scope="module")
+def half(full: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    return to_fp16(full)
+
+
+def types(model: onnx.ModelProto) -> dict[str, int]:
+    graph = model.graph
+    found = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
+    return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def psnr(output: np.ndarray, expected: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((output.astype(np.float64) - expected) ** 2)))
+
+
+def picture(rng: np.random.Generator) -> np.ndarray:
+    """Smooth shapes under noise, as the network was trained on: [1, 3, *TILE]."""
+    y, x = np.mgrid[: TILE[0], : TILE[1]] / 16
+    shapes = 0.5 + 0.3 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)])
+    return (shapes[None] + 0.1 * rng.standard_normal((1, 3, *TILE))).astype(np.float32)
+
+
+@pytest.mark.parametrize(("precision", "floor"), [("fp32", 90.0), ("fp16", 55.0)])
+def test_the_shipped_network_keeps_its_figures(
+    network: EchoIR, precision: str, floor: float, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    info = export_onnx(network, path, tile=TILE, precision=precision)  # type: ignore[arg-type]
+    assert bool(info.float32_nodes) == (precision == "fp16")
+    image = picture(rng)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    output = session.run(None, {"input": image})[0]
+    expected = network(torch.from_numpy(image)).detach().numpy()
+    assert psnr(image, expected) < 30  # the network does something
+    assert psnr(output, expected) >= floor
+
+
+def test_weights_and_pixels_are_half_and_the_interface_is_not(half: tuple[onnx.ModelProto, tuple[str, ...]]) -> None:
+    model, kept = half
+    onnx.checker.check_model(model, full_check=True)
+    found = types(model)
+    assert found["input"] == found["output"] == FLOAT
+    pixels = [node for node in model.graph.node if node.op_type == "Conv" and "/mix/" not in node.name]
+    assert len(pixels) > 100
+    for node in pixels:
+        assert {found[name] for name in (*node.input, *node.output)} == {HALF}, node.name
+        assert node.name not in kept
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_keeps_nodes_in_float32(half: tuple[onnx.ModelProto, tuple[str, ...]], choice: str) -> None:
+    model, kept = half
+    found = types(model)
+    nodes = [node for node in model.graph.node if node.name in kept and CHOICES[choice](node)]
+    assert nodes
+    for node in nodes:
+        assert HALF not in {found[name] for name in (*node.input, *node.output)}, node.name
+
+
+def test_a_choice_given_up_becomes_half(full: onnx.ModelProto) -> None:
+    model, kept = to_fp16(full, without=["layer norm"])
+    found = types(model)
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert norms
+    assert all(found[node.output[0]] == HALF and node.name not in kept for node in norms)
+
+
+def test_the_sigmas_of_the_upsamplers_stay_float32(half: tuple[onnx.ModelProto, tuple[str, ...]]) -> None:
+    model, _ = half
+    found = types(model)
+    for node in model.graph.node:
+        if node.op_type == "EchoUpsample":
+            assert [found[name] for name in node.input] == [HALF, HALF, FLOAT, FLOAT]
+
+
+def test_no_value_is_cast_twice(half: tuple[onnx.ModelProto, tuple[str, ...]]) -> None:
+    casts = [node for node in half[0].graph.node if node.op_type == "Cast"]
+    made = {node.output[0] for node in casts}
+    assert not [node.name for node in casts if node.input[0] in made]
+    assert len({(node.input[0], node.attribute[0].i) for node in casts}) == len(casts)
+
+
+def test_a_black_image_has_no_nan(half: tuple[onnx.ModelProto, tuple[str, ...]], network: EchoIR) -> None:
+    """Zero-length queries: an epsilon that underflows would divide zero by zero."""
+    session = ort.InferenceSession(half[0].SerializeToString(), providers=["CPUExecutionProvider"])
+    black = np.zeros((1, 3, *TILE), np.float32)
+    output = session.run(None, {"input": black})[0]
+    np.testing.assert_allclose(output, network(torch.from_numpy(black)).detach().numpy(), atol=2e-3)
+
+
+def test_a_weight_beyond_float16_is_named(full: onnx.ModelProto) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(full)
+    tensor = next(t for t in model.graph.initializer if t.name in model.graph.node[0].input)
+    large = onnx.numpy_helper.to_array(tensor) * np.float32(1e6)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(large, tensor.name))
+    with pytest.raises(BackendError, match=f"{tensor.name} reaches .* beyond float16"):
+        to_fp16(model)
