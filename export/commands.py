@@ -146,6 +146,8 @@ def export(**options: Any) -> None:
         raise click.UsageError(
             f"an overlap of {request.overlap} does not fit tiles of {request.tile[0]} x {request.tile[1]}"
         )
+    if folder.resolve() == Path.cwd():  # it is replaced as a whole, and a shell would be left in the old one
+        raise click.UsageError("-o names the folder you are in; name one to be made")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / "parity.json").is_file():
             raise click.UsageError(f"{folder} holds something else than an export; name another folder with -o")

@@ -185,7 +185,8 @@ class ParityReport:
         """
         from echoir.export.report import render
 
-        for name, text in (("parity.json", json.dumps(self.to_json(), indent=2) + "\n"), ("report.html", render(self))):
+        figures = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        for name, text in (("parity.json", figures), ("report.html", render(self))):
             with atomic_write(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 

@@ -194,6 +194,13 @@ def test_wrong_usage_ends_with_2(run: Run, tmp_path: Path, option: tuple[str, ..
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_current_folder_is_not_replaced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run("export", "-o", ".")
+    assert code == 2
+    assert "the folder you are in" in error
+
+
 def test_missing_weights_and_unwritable_output_are_named(run: Run, arguments: list[object], tmp_path: Path) -> None:
     code, _, error = run("export", "--weights", "no-such", "-o", tmp_path / "out")
     assert code == 4
