@@ -30,7 +30,7 @@ $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
 
 $(VENV)/.dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q setuptools -c constraints.txt
+	$(BIN)/pip install -q 'setuptools>=77' -c constraints.txt
 	$(BIN)/pip install -q -c constraints.txt '.[dev]'
 	touch $@
 
