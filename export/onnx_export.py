@@ -138,7 +138,7 @@ def opaque_upsampling() -> Iterator[None]:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NAME}",
             (down, guide, self.log_sigma_spatial.exp(), self.log_sigma_range.exp()),
-            attrs=node_attributes(self.radius),
+            attrs={**node_attributes(self.radius)},
             dtype=down.dtype,
             shape=(n, c, 2 * h, 2 * w),
             version=1,
@@ -206,12 +206,13 @@ def _name_by_module(model: onnx.ModelProto) -> None:
         for index, output in enumerate(node.output):
             if output and output not in fixed:
                 renamed[output] = name if index == 0 else f"{name}.{index}"
-    for node in model.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
     for tensor in model.graph.initializer:
         tensor.doc_string = ""
         del tensor.metadata_props[:]
+        renamed[tensor.name] = tensor.name = tensor.name.removeprefix("network.")
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
     del model.graph.value_info[:]
     del model.metadata_props[:]
     del model.graph.metadata_props[:]

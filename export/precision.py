@@ -105,7 +105,7 @@ def to_fp16(model: onnx.ModelProto, without: Collection[str] = ()) -> tuple[onnx
 def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     weight = numpy_helper.to_array(tensor)
     largest = float(np.abs(weight).max(initial=0.0))
-    if not largest <= np.finfo(np.float16).max:
+    if not largest <= float(np.finfo(np.float16).max):
         raise BackendError(f"weight {tensor.name} reaches {largest:g}, beyond float16; export it with --precision fp32")
     return numpy_helper.from_array(weight.astype(np.float16), name)
 
