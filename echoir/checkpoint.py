@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echoir.runtime.errors import ArtifactError, MissingExtraError
+from echoir.runtime.errors import ArtifactError, needs_extra
 from echoir.runtime.files import atomic_write, sha256_file
 
 if TYPE_CHECKING:
@@ -61,12 +62,10 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
             format version, or tensors that do not fit the described network.
         MissingExtraError: torch or safetensors is not installed.
     """
-    try:
+    with needs_extra("train"):
         from safetensors import SafetensorError, safe_open
 
         from echoir.network import EchoIR, EchoIRConfig
-    except ImportError as error:
-        raise MissingExtraError(error.name or "torch", "train") from None
     path = find_checkpoint(name_or_path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -96,10 +95,10 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         ArtifactError: neither exists; the message lists the shipped names.
     """
     path = Path(name_or_path)
-    if path.is_file():
+    if os.path.isfile(path):  # False, where Path.is_file raises: for a name that is too long
         return path
     shipped = SHIPPED / f"{name_or_path}.safetensors"
-    if path.suffix or not shipped.is_file():
+    if path.suffix or not os.path.isfile(shipped):
         names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
         raise ArtifactError("checkpoint", str(name_or_path), f"a .safetensors file or a shipped name ({names})")
     return shipped

@@ -50,17 +50,15 @@ def train(
     The run's folder receives state.safetensors (to --resume from, after a kill too), log.csv,
     validation.csv and, at the end, TASK.safetensors: the averaged weights.
     """
-    try:
+    from echoir.runtime.errors import needs_extra
+    from echoir.runtime.progress import Progress
+
+    with needs_extra("train"):
         import torch
 
         from echoir.data import data_folders, list_images
         from echoir.recipe import Recipe
         from echoir.train import Trainer
-    except ImportError as error:
-        from echoir.runtime.errors import MissingExtraError
-
-        raise MissingExtraError(error.name or "torch", "train") from None
-    from echoir.runtime.progress import Progress
 
     folders = data_folders(data)
     if not folders:
@@ -117,17 +115,15 @@ def evaluate(
     from dataclasses import replace
     from functools import partial
 
-    try:
+    from echoir.runtime.errors import needs_extra
+
+    with needs_extra("train"):
         import torch
 
         from echoir.checkpoint import SHIPPED, load_checkpoint
         from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv
         from echoir.evaluate import evaluate as score
         from echoir.samples import open_samples
-    except ImportError as error:
-        from echoir.runtime.errors import MissingExtraError
-
-        raise MissingExtraError(error.name or "torch", "train") from None
     from echoir.runtime import Restorer
     from echoir.runtime.files import atomic_write
     from echoir.runtime.progress import Progress
