@@ -1,6 +1,6 @@
 """What float16 costs in dB, and what each place that keeps float32 is worth.
 
-    python benchmarks/fp16_ablation.py [--tile 256] [--presets tiny small base]
+    python benchmarks/fp16_ablation.py [--tile 256] [--presets tiny small base] [--tables artifact ablation]
 
 ONNX Runtime has few float16 kernels on a CPU: it computes in float32 and skips the rounding between
 nodes, so its own figure (first table) flatters float16. The second table runs the same graph with
@@ -15,6 +15,7 @@ import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
 from subjects import crops, network, psnr
 
+from echoir.export import deployed as forms
 from echoir.export.echo_function import DOMAIN, echo_function
 from echoir.export.onnx_export import IO, OPSET, Precision, build_model, export_onnx
 from echoir.export.precision import CHOICES, to_fp16
@@ -140,6 +142,9 @@ def ablation(subject: EchoIR, image: NDArray[np.float32]) -> dict[str, float]:
     echo.functions[0].CopyFrom(echo_function(1, "sum", OPSET, compute=HALF))
     assert echo.functions[0].domain == DOMAIN
     result["without weights of EchoUpsample"] = figure(echo)
+    with mock.patch.object(forms, "SHRINK", 1.0):
+        sums = build_model(subject, tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
+    result["without shrinking q and k"] = figure(to_fp16(sums)[0])
     return result
 
 
@@ -148,16 +153,20 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--presets", nargs="+", default=["tiny", "small", "base"])
+    parser.add_argument("--tables", nargs="+", choices=["artifact", "ablation"], default=["artifact", "ablation"])
     options = parser.parse_args()
     torch.set_num_threads(2)
     images = crops(options.images, options.tile)
     print(f"tile {options.tile}, {len(images)} pictures; dB against PyTorch float32\n")
-    print("| preset | io | fp32 | fp16 |\n|---|---|---|---|")
-    for preset in options.presets:
-        subject = network(preset)
-        for io in ("float", "uint8"):
-            figures = [artifact(subject, images, io, precision) for precision in ("fp32", "fp16")]
-            print(f"| {preset} | {io} | {figures[0]:.1f} | {figures[1]:.1f} |", flush=True)
+    if "artifact" in options.tables:
+        print("| preset | io | fp32 | fp16 |\n|---|---|---|---|")
+        for preset in options.presets:
+            subject = network(preset)
+            for io in ("float", "uint8"):
+                figures = [artifact(subject, images, io, precision) for precision in ("fp32", "fp16")]
+                print(f"| {preset} | {io} | {figures[0]:.1f} | {figures[1]:.1f} |", flush=True)
+    if "ablation" not in options.tables:
+        return
     tables = {preset: ablation(network(preset), images[:1]) for preset in options.presets}
     print(f"\n| rounded after every node | {' | '.join(tables)} |\n|---|{'---|' * len(tables)}")
     for row in next(iter(tables.values())):
