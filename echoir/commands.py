@@ -20,6 +20,8 @@ import click
     "--recipe", default="tiny", show_default=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file."
 )
 @click.option("--preset", metavar="NAME", help="Another network than the recipe's.")
+@click.option("--strategy", metavar="single-level|as-blo", help="Another strategy than the recipe's.")
+@click.option("--start", metavar="NAME|FILE", help="Weights to start from, such as a single-level warm-up.")
 @click.option("--learning-rate", type=float, help="Another peak learning rate.")
 @click.option("--seed", type=int, help="Fixes initial weights, split, crops and noise.")
 @click.option("--autocast/--no-autocast", default=None, help="bfloat16 where PyTorch deems it safe.")
@@ -36,6 +38,7 @@ def train(
     task: str,
     data: tuple[str, ...],
     recipe: str,
+    start: str | None,
     compile_: bool | None,
     device: str,
     threads: int | None,
@@ -56,6 +59,7 @@ def train(
     with needs_extra("train"):
         import torch
 
+        from echoir.checkpoint import load_checkpoint
         from echoir.data import data_folders, list_images
         from echoir.recipe import Recipe
         from echoir.train import Trainer
@@ -69,7 +73,8 @@ def train(
     folder = Path(output or f"runs/{task}-{resolved.preset}")
     if (folder / "state.safetensors").exists() and not resume:
         raise click.UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another -o")
-    trainer = Trainer(task, resolved, list_images(folders), folder, device, workers)
+    network = load_checkpoint(start).network if start else None
+    trainer = Trainer(task, resolved, list_images(folders), folder, device, workers, start=network)
     if resume:
         trainer.resume()
     with Progress("train", resolved.steps, "steps", done=trainer.step, log_json=log_json) as progress:

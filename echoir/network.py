@@ -122,16 +122,34 @@ class EchoIR(nn.Module):
         """
         height, width = image.shape[-2:]
         padded = pad_to_multiple(image, ALIGNMENT)
-        e1 = self.encoder1(self.embed(padded))  # [N, C, H, W]
+        return self.decode(padded, *self.encode(padded))[..., :height, :width]
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, 3, H, W], sides multiples of 8 -> the features that skip to the decoder and guide it."""
+        e1 = self.encoder1(self.embed(image))  # [N, C, H, W]
         e2 = self.encoder2(self.down1(e1))  # [N, 2C, H/2, W/2]
         e3 = self.encoder3(self.down2(e2))  # [N, 4C, H/4, W/4]
+        return e1, e2, e3
+
+    def decode(self, image: Tensor, e1: Tensor, e2: Tensor, e3: Tensor) -> Tensor:
+        """The restored image, from what :meth:`encode` gave for it."""
         x = self.middle(self.down3(e3))  # [N, 8C, H/8, W/8]
-        r1, r2, r3 = self.references(padded, e1, e2, e3)
+        r1, r2, r3 = self.references(image, e1, e2, e3)
         x = self.decoder3(self.skip3(torch.cat([self.up3(x, r3), e3], 1)))
         x = self.decoder2(self.skip2(torch.cat([self.up2(x, r2), e2], 1)))
         x = self.decoder1(torch.cat([self.up1(x, r1), e1], 1))
-        x = self.output(self.refinement(x)) + padded
-        return x[..., :height, :width]
+        return self.output(self.refinement(x)) + image
+
+    def losslessness(self, image: Tensor, e1: Tensor, e2: Tensor, e3: Tensor) -> Tensor:
+        """How far upsampling is from undoing downsampling: the lower level of AS-BLO asks for it.
+
+        Returns:
+            The sum over levels of mean |up(down(e), reference) - e|, a scalar.
+        """
+        downs, ups = (self.down1, self.down2, self.down3), (self.up1, self.up2, self.up3)
+        features = (e1, e2, e3)
+        levels = zip(features, downs, ups, self.references(image, e1, e2, e3), strict=True)
+        return torch.stack([(up(down(e), reference) - e).abs().mean() for e, down, up, reference in levels]).sum()
 
     def references(self, image: Tensor, *encoded: Tensor) -> tuple[Tensor, ...]:
         """What guides each upsampler: the encoder's features, or the image at their sizes (Table 4)."""

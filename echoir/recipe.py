@@ -16,6 +16,7 @@ else:
     import tomli as tomllib
 
 SHIPPED = Path(__file__).parent / "recipes"
+STRATEGIES = ("single-level", "as-blo")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,26 @@ class Stage:
     steps: int
     patch: int
     batch: int
+
+
+@dataclass(frozen=True)
+class BiLevel:
+    """What AS-BLO needs besides (``echoir.asblo``; paper Eq. 11-15).
+
+    Attributes:
+        lossless: weight of the losslessness of upsampling in the lower level.
+        mu, theta, sigma: where the three sequences start. The slack of the constraint is about
+            mu/2 times the squared norm of the upsamplers' weights.
+        fall: by what factor each sequence falls, geometrically, over the whole run.
+        validation: share of the training images that make up the upper level's set.
+    """
+
+    lossless: float = 0.1
+    mu: float = 1e-4
+    theta: float = 1e-4
+    sigma: float = 1e-3
+    fall: float = 0.1
+    validation: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,7 @@ class Recipe:
         validate_every, checkpoint_every: steps between validations and resumable states.
         autocast: run the network in bfloat16 where PyTorch deems it safe.
         compile: use ``torch.compile``.
+        strategy: ``"single-level"``, or ``"as-blo"`` with its own settings in ``bilevel``.
     """
 
     preset: str
@@ -69,6 +91,12 @@ class Recipe:
     checkpoint_every: int = 500
     autocast: bool = False
     compile: bool = False
+    strategy: str = "single-level"
+    bilevel: BiLevel = BiLevel()
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise click.BadParameter(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
 
     @property
     def steps(self) -> int:
@@ -107,6 +135,8 @@ class Recipe:
         if not values.get("stages") or "preset" not in values:
             raise click.BadParameter("a recipe needs a preset and at least one [[stages]] entry")
         stages = tuple(Stage(**stage) for stage in values["stages"])
+        if isinstance(values.get("bilevel"), dict):
+            values = {**values, "bilevel": BiLevel(**values["bilevel"])}
         if "betas" in values:
             values = {**values, "betas": tuple(values["betas"])}
         return cls(**{**values, "stages": stages})

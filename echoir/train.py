@@ -1,4 +1,4 @@
-"""The training loop: single-level AdamW with an averaged copy, resumable at any step.
+"""The training loop: a strategy's steps with an averaged copy of the network, resumable at any step.
 
 A run lives in one folder: ``state.safetensors`` (everything needed to go on), ``log.csv``,
 ``validation.csv``, and at the end ``<task>.safetensors``, the averaged weights.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -26,15 +25,12 @@ from echoir.degradations import TASKS, gaussian_noise
 from echoir.metrics import psnr, to_8bit
 from echoir.network import EchoIR
 from echoir.recipe import Recipe
-from echoir.runtime.errors import ArtifactError, EchoIRError
+from echoir.runtime.errors import ArtifactError
 from echoir.runtime.files import atomic_write
+from echoir.strategy import Batch, DivergedError, make_strategy
 
 VALIDATION_SIGMAS = (15, 25, 50)
 VALIDATION_SIDE = 256
-
-
-class DivergedError(EchoIRError):
-    """The loss became NaN or infinite; the last state on disk is still good."""
 
 
 class Trainer:
@@ -47,12 +43,13 @@ class Trainer:
         folder: where the run lives; created if missing.
         device: torch device of the network.
         workers: processes that prepare crops; 0 prepares them in this one.
-        report: called after every step with the step's number, loss and learning rate, and after
-            every validation with its figures.
+        report: called after every step with the step's number, learning rate and the strategy's
+            figures (``loss`` among them), and after every validation with its figures.
+        start: a network to start from, of the recipe's preset; None draws weights from the seed.
 
     Raises:
         ArtifactError: the folder holds a run of another recipe or task.
-        DivergedError: (from :meth:`run`) the loss is no longer finite.
+        DivergedError: (from :meth:`run`) a loss is no longer finite; the last state on disk is still good.
     """
 
     def __init__(
@@ -64,18 +61,18 @@ class Trainer:
         device: str = "cpu",
         workers: int = 0,
         report: Callable[..., None] = lambda **_: None,
+        start: EchoIR | None = None,
     ) -> None:
         self.task, self.recipe, self.folder, self.device, self.workers = task, recipe, folder, device, workers
         self.report = report
         self.training, self.held_out = split_images(images, recipe.holdout, recipe.seed)
         torch.manual_seed(recipe.seed)
         self.network: EchoIR = EchoIR.from_preset(recipe.preset).to(device)
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay
-        )
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.network) if recipe.compile else self.network
+        self.strategy = make_strategy(self.network, recipe)
         self.step, self.seconds = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,19 +82,22 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the recipe's last step and write the averaged weights; returns their path."""
-        crops = Crops(self.training, TASKS[self.task], self.recipe.seed)
-        schedule = CropSchedule(self.recipe, self.step)
-        loader = DataLoader(crops, batch_sampler=schedule, num_workers=self.workers)
         started = time.monotonic() - self.seconds
         with (self.folder / "log.csv").open("a", newline="") as log:
             writer = csv.writer(log)
-            for degraded, clean in loader:
+            for batches in self.batches():
                 rate = self.recipe.learning_rate_at(self.step)
-                loss = self.train_step(degraded, clean, rate)
+                try:
+                    figures = self.strategy.step(batches, rate)
+                except DivergedError as error:
+                    good = f"the last good state is {self.state_path}" if self.state_path.exists() else "none was saved"
+                    raise DivergedError(f"{error} at step {self.step + 1}; {good}") from None
+                self.average.update_parameters(self.network)
                 self.step += 1
                 self.seconds = time.monotonic() - started
-                writer.writerow([self.step, f"{loss:.9g}", f"{rate:.6g}", f"{self.seconds:.2f}"])
-                self.report(step=self.step, loss=loss, learning_rate=rate)
+                numbers = (f"{value:.9g}" for value in figures.values())
+                writer.writerow([self.step, f"{self.seconds:.2f}", f"{rate:.6g}", *numbers])
+                self.report(step=self.step, learning_rate=rate, **figures)
                 last = self.step == self.recipe.steps
                 if self.step % self.recipe.checkpoint_every == 0 or last:
                     log.flush()
@@ -106,29 +106,23 @@ class Trainer:
                     self.validate()
         return self.export()
 
-    def train_step(self, degraded: Tensor, clean: Tensor, rate: float) -> float:
-        """One L1 step on [N, 3, P, P] crops; returns the loss.
+    def batches(self) -> Iterator[list[Batch]]:
+        """From this step on: a batch per set of images that the strategy asks for."""
+        sets = [self.training]
+        if self.strategy.sets == 2:  # the lower level's D_tr first, then the upper level's D_val
+            count = round(len(self.training) * self.recipe.bilevel.validation)
+            sets = list(split_images(self.training, count, self.recipe.seed + 1))
+        loaders = []
+        for number, images in enumerate(sets):
+            crops = Crops(images, TASKS[self.task], self.recipe.seed + number)
+            schedule = CropSchedule(self.recipe, self.step)
+            loaders.append(DataLoader(crops, batch_sampler=schedule, num_workers=self.workers))
+        for loaded in zip(*loaders, strict=True):
+            yield [self._move(batch) for batch in loaded]
 
-        Raises:
-            DivergedError: the loss is NaN or infinite; nothing was updated.
-        """
-        degraded = degraded.to(self.device, memory_format=torch.channels_last)
-        clean = clean.to(self.device, memory_format=torch.channels_last)
-        device_type = torch.device(self.device).type
-        with torch.autocast(device_type, torch.bfloat16, enabled=self.recipe.autocast):
-            restored = self.forward(degraded)
-        loss = (restored.float() - clean).abs().mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(f"loss is {value} at step {self.step + 1}; the last good state is {self.state_path}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.network)
-        return value
+    def _move(self, batch: list[Tensor]) -> Batch:
+        degraded, clean = (t.to(self.device, memory_format=torch.channels_last) for t in batch)
+        return degraded, clean
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -157,8 +151,10 @@ class Trainer:
 
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+        tensors |= {f"strategy.{k}": v for k, v in self.strategy.tensors().items()}
+        for name, optimizer in self.strategy.optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{name}.{index}.{k}": v for k, v in state.items()}
         header = {"task": self.task, "step": self.step, "seconds": self.seconds, "recipe": self.recipe.to_dict()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         with atomic_write(self.state_path) as temporary:
@@ -186,13 +182,14 @@ class Trainer:
 
         self.network.load_state_dict(part("network."))
         self.average.load_state_dict(part("average."))
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in part("optimizer.").items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for name, optimizer in self.strategy.optimizers.items():
+            state: dict[int, dict[str, Any]] = {}
+            for key, value in part(f"optimizer.{name}.").items():
+                index, entry = key.split(".", 1)
+                state.setdefault(int(index), {})[entry] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.seconds = header["step"], header["seconds"]
+        self.strategy.load_tensors(part("strategy."), self.step)
         self._drop_log_after(self.step)
         return True
 

@@ -74,3 +74,13 @@ def test_configuration_survives_json(preset: str) -> None:
 
     config = PRESETS[preset]
     assert EchoIRConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_losslessness_is_zero_where_upsampling_undoes_downsampling() -> None:
+    network = EchoIR.from_preset("tiny")
+    features = network.encode(torch.rand(1, 3, 16, 16))
+    assert network.losslessness(torch.rand(1, 3, 16, 16), *features) > 0
+    silent = tuple(
+        torch.zeros_like(feature) for feature in features
+    )  # nothing comes back as nothing: no layer has a bias
+    assert network.losslessness(torch.rand(1, 3, 16, 16), *silent) == 0

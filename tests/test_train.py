@@ -19,7 +19,8 @@ from echoir.data import CropKey, Crops, CropSchedule, list_images, split_images
 from echoir.degradations import blind_gaussian_noise
 from echoir.recipe import Recipe, Stage
 from echoir.runtime.errors import ArtifactError, ImageError
-from echoir.train import DivergedError, Trainer
+from echoir.strategy import DivergedError
+from echoir.train import Trainer
 
 RECIPE = Recipe(
     preset="tiny",
@@ -42,11 +43,13 @@ def images(tmp_path: Path) -> list[Path]:
 
 
 def losses(folder: Path) -> list[str]:
-    return [line.split(",")[1] for line in (folder / "log.csv").read_text().splitlines()]
+    return [line.split(",", 2)[2] for line in (folder / "log.csv").read_text().splitlines()]
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: list[Path]) -> None:
-    whole = Trainer("denoise", RECIPE, images, tmp_path / "whole")
+@pytest.mark.parametrize("strategy", ["single-level", "as-blo"])
+def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: list[Path], strategy: str) -> None:
+    recipe = replace(RECIPE, strategy=strategy)
+    whole = Trainer("denoise", recipe, images, tmp_path / "whole")
     whole.run()
 
     class StoppedError(Exception):
@@ -56,10 +59,10 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: lis
         if step == 5:  # one past the last state on disk: that step must be repeated
             raise StoppedError
 
-    first = Trainer("denoise", RECIPE, images, tmp_path / "parts", report=stop)
+    first = Trainer("denoise", recipe, images, tmp_path / "parts", report=stop)
     with pytest.raises(StoppedError):
         first.run()
-    second = Trainer("denoise", RECIPE, images, tmp_path / "parts")
+    second = Trainer("denoise", recipe, images, tmp_path / "parts")
     assert second.resume()
     assert second.step == 4
     second.run()
@@ -98,9 +101,41 @@ def test_a_diverged_run_stops_and_names_the_last_good_state(tmp_path: Path, imag
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     with torch.no_grad():
         trainer.network.output.weight.fill_(float("nan"))
-    with pytest.raises(DivergedError, match=r"loss is nan at step 1; the last good state is .*state\.safetensors"):
+    with pytest.raises(DivergedError, match="loss is nan at step 1; none was saved"):
         trainer.run()
     assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_divergence_names_the_last_good_state(tmp_path: Path, images: list[Path]) -> None:
+    trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
+    trainer.save_state()
+    with torch.no_grad():
+        trainer.network.output.weight.fill_(float("inf"))
+    with pytest.raises(DivergedError, match=r"at step 1; the last good state is .*state\.safetensors"):
+        trainer.run()
+
+
+def test_every_step_of_bi_level_training_is_inside_the_barrier(tmp_path: Path, images: list[Path]) -> None:
+    seen: list[dict[str, float]] = []
+    recipe = replace(RECIPE, strategy="as-blo", stages=(Stage(8, 16, 2),), learning_rate=3e-4)
+    trainer = Trainer("denoise", recipe, images, tmp_path / "run", report=lambda **figures: seen.append(figures))
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.run()
+    steps = [figures for figures in seen if "zeta" in figures]
+    assert len(steps) == 8
+    assert all(figures["zeta"] < 0 < figures["barrier"] for figures in steps)
+    moved = {name for name, p in trainer.network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(before)
+
+
+def test_the_two_levels_never_share_an_image(tmp_path: Path, images: list[Path]) -> None:
+    recipe = replace(RECIPE, strategy="as-blo", holdout=0)
+    trainer = Trainer("denoise", recipe, images, tmp_path / "run")
+    lower, upper = next(trainer.batches())
+    assert lower[1].shape == upper[1].shape
+    training, validation = split_images(trainer.training, 2, recipe.seed + 1)
+    assert len(training) == len(validation) == 2
+    assert not set(training) & set(validation)
 
 
 def test_another_recipe_in_the_folder_is_refused_by_field(tmp_path: Path, images: list[Path]) -> None:
@@ -119,7 +154,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         Image.fromarray(np.stack([np.tile(smooth, (48, 1))] * 3, -1)).save(folder / f"{index}.png")
     recipe = replace(RECIPE, stages=(Stage(25, 16, 2),), learning_rate=2e-3)
     Trainer("denoise", recipe, list_images([folder]), tmp_path / "run").run()
-    values = [float(loss) for loss in losses(tmp_path / "run")]
+    values = [float(line.split(",")[1]) for line in losses(tmp_path / "run")]
     assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
 
 
