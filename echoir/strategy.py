@@ -61,7 +61,8 @@ class SingleLevel:
         self.network, self.recipe = network, recipe
         adamw = AdamW(network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay)
         self.optimizers: dict[str, Optimizer] = {"network": adamw}
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(network) if recipe.compile else network
+        # A graph for each stage's crop size: one for all sizes fails in Inductor (2.13, CPU), and would be slower.
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if recipe.compile else network
 
     def step(self, batches: Sequence[Batch], rate: float) -> dict[str, float]:
         ((degraded, clean),) = batches
