@@ -88,8 +88,8 @@ def build_engine(
         answer = Path(scratch) / "answer.json"
         request = {
             "module": module,
-            "onnx": str(onnx_path),
-            "engine": str(engine),
+            "onnx": str(Path(onnx_path).absolute()),
+            "engine": str(engine.absolute()),
             "answer": str(answer),
             "compute_capabilities": wanted,
             "batches": batches,
@@ -109,7 +109,13 @@ def _run(request: dict[str, Any], target: str, answer: Path, source: Path, timeo
     command = [sys.executable, "-m", "echoir.export.engine_worker", json.dumps(request)]
     try:
         process = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout
+            command,
+            cwd=answer.parent,  # "-m" looks into the working folder first, which may hold an "echoir" of its own
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"{target} did not finish {source.name} within {timeout:g} s") from error
