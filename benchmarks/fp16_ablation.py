@@ -23,13 +23,14 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
-from subjects import crops, network, psnr
+from subjects import crops, network
 
 from echoir.export import deployed as forms
 from echoir.export.echo_function import DOMAIN, echo_function
 from echoir.export.onnx_export import IO, OPSET, Precision, build_model, export_onnx
 from echoir.export.precision import CHOICES, to_fp16
 from echoir.export.reference import PyTorchSession
+from echoir.metrics import psnr
 from echoir.network import EchoIR
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT

@@ -39,9 +39,3 @@ def crops(count: int, size: int, sigma: float = 25.0) -> NDArray[np.float32]:
         if index < count:
             pieces.append(sample.degraded[:size, :size].transpose(2, 0, 1))
     return np.ascontiguousarray(np.stack(pieces), dtype=np.float32)
-
-
-def psnr(a: NDArray[np.float32], b: NDArray[np.float32], peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB; infinite when equal."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return float("inf") if error == 0 else 10 * np.log10(peak**2 / error)
