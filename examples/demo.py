@@ -33,9 +33,14 @@ def main(folder: Path) -> None:
     command("echoir", "restore", before, "-m", artifact, "-o", after, "--exists", "overwrite")
 
     print(f"\na photograph with Gaussian noise, sigma {SIGMA}: PSNR against the clean one, in dB")
+    pictures = []
     for path in (before, after):
         with Image.open(path) as picture:
-            print(f"  {path}  {psnr(np.asarray(picture), clean, 255):.2f}")
+            pictures.append(np.asarray(picture))
+        print(f"  {path}  {psnr(pictures[-1], clean, 255):.2f}")
+    side_by_side = folder / "before-after.jpg"
+    Image.fromarray(np.hstack(pictures)).save(side_by_side, quality=92)
+    print(f"  {side_by_side}  both, side by side")
     print(f"\nhow far the artifact is from PyTorch: {artifact / 'report.html'}")
 
 
