@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,6 +41,14 @@ def identity_uint8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def gain(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An artifact that halves every pixel, float NCHW, fixed batch 2: visible that it ran."""
     return make_artifact(tmp_path_factory.mktemp("gain"), "gain", gain=0.5, batch=2)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -456,12 +456,20 @@ def test_an_error_while_restoring_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_libvips_works_is_not_lost(tmp_path: Path) -> None:
     pixels = photo((2000, 1500, 3))  # a fraction of a second to write
     timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def save() -> None:
+        timer.start()
+        try:
+            save_picture(tmp_path / "out.png", [pixels], picture(pixels))
+        finally:
+            timer.join()
+
     with pytest.raises(KeyboardInterrupt):
-        save_picture(tmp_path / "out.png", [pixels], picture(pixels))
+        save()
     assert os.listdir(tmp_path) == []
 
 

@@ -116,6 +116,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert echoir(*arguments).out == "restored 2, skipped 1, failed 0\n"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_picture_is_written_stops_the_run_and_leaves_no_part(
     identity: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
