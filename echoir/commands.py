@@ -126,8 +126,10 @@ def evaluate(
         import torch
 
         from echoir.checkpoint import SHIPPED, load_checkpoint
+        from echoir.data import to_float
         from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv
         from echoir.evaluate import evaluate as score
+        from echoir.metrics import to_8bit
         from echoir.samples import open_samples
     from echoir.runtime import Restorer
     from echoir.runtime.files import atomic_write
@@ -142,6 +144,8 @@ def evaluate(
     else:
         restorer = Restorer.open(model, threads=threads)
         task, restore = restorer.manifest.task, restorer
+        if restorer.manifest.input.dtype == "uint8":  # a camera's model sees what a camera gives: clipped codes
+            restore = lambda image: to_float(restorer(to_8bit(image)))  # noqa: E731 - one branch of three
     scores: list[Score] = []
     click.echo(f"{'':>12} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7}")
     for level in sigma or (None,):

@@ -71,7 +71,7 @@ class Recipe:
         holdout: images kept away from training, to watch progress on.
         validate_every, checkpoint_every: steps between validations and resumable states.
         autocast: run the network in bfloat16 where PyTorch deems it safe.
-        compile: use ``torch.compile``.
+        compile: use ``torch.compile``; single-level training only.
         strategy: ``"single-level"``, or ``"as-blo"`` with its own settings in ``bilevel``.
     """
 
@@ -134,9 +134,12 @@ class Recipe:
             raise click.BadParameter(f"unknown field in the recipe: {', '.join(sorted(unknown))}")
         if not values.get("stages") or "preset" not in values:
             raise click.BadParameter("a recipe needs a preset and at least one [[stages]] entry")
-        stages = tuple(Stage(**stage) for stage in values["stages"])
-        if isinstance(values.get("bilevel"), dict):
-            values = {**values, "bilevel": BiLevel(**values["bilevel"])}
+        try:
+            stages = tuple(Stage(**stage) for stage in values["stages"])
+            if isinstance(values.get("bilevel"), dict):
+                values = {**values, "bilevel": BiLevel(**values["bilevel"])}
+        except TypeError as error:  # a field that is missing or unknown; the message names it
+            raise click.BadParameter(f"in the recipe: {error}") from None
         if "betas" in values:
             values = {**values, "betas": tuple(values["betas"])}
         return cls(**{**values, "stages": stages})

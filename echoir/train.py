@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ from echoir.checkpoint import save_checkpoint
 from echoir.data import Crops, CropSchedule, read_rgb, split_images, to_float
 from echoir.degradations import TASKS, gaussian_noise
 from echoir.metrics import psnr, to_8bit
-from echoir.network import EchoIR
+from echoir.network import PRESETS, EchoIR
 from echoir.recipe import Recipe
-from echoir.runtime.errors import ArtifactError
+from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.files import atomic_write
 from echoir.strategy import Batch, DivergedError, make_strategy
 
@@ -48,7 +49,9 @@ class Trainer:
         start: a network to start from, of the recipe's preset; None draws weights from the seed.
 
     Raises:
-        ArtifactError: the folder holds a run of another recipe or task.
+        ArtifactError: the folder holds a damaged state, or a run of another recipe or task.
+        BackendError: the device is not here.
+        click.BadParameter: an unknown preset.
         DivergedError: (from :meth:`run`) a loss is no longer finite; the last state on disk is still good.
     """
 
@@ -67,8 +70,19 @@ class Trainer:
         self.report = report
         self.training, self.held_out = split_images(images, recipe.holdout, recipe.seed)
         torch.manual_seed(recipe.seed)
-        self.network: EchoIR = EchoIR.from_preset(recipe.preset).to(device)
+        if recipe.preset not in PRESETS:
+            raise click.BadParameter(f"unknown preset {recipe.preset!r}; there are {', '.join(PRESETS)}")
+        try:
+            self.network: EchoIR = EchoIR.from_preset(recipe.preset).to(device)
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # without CUDA; unknown
+            reason = str(error).splitlines()[0]
+            raise BackendError(f"device {device!r} cannot be used: {reason}") from None
         if start is not None:
+            if start.config != self.network.config:
+                raise ArtifactError("start", start.config, self.network.config, "the recipe trains another network")
             self.network.load_state_dict(start.state_dict())
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
@@ -162,13 +176,16 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the folder's state, if there is one; says whether there was."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if not self.state_path.exists():
             return False
-        with safe_open(self.state_path, framework="pt") as file:
-            header = json.loads(file.metadata()["state"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+        try:
+            with safe_open(self.state_path, framework="pt") as file:
+                header = json.loads(file.metadata()["state"])
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            raise ArtifactError("state", f"{self.state_path} ({error})", "a state of echoir train") from None
         if header["task"] != self.task:
             raise ArtifactError("state.task", header["task"], self.task, "this folder holds another run")
         # JSON has no tuples: compare what both sides look like after a round trip.

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from echoir.runtime.commands import model_option
+
 ALIGNMENT = 16  # the coarsest EchoUpsample works on blocks of 2 x 2 cells at an eighth of the resolution
 
 
@@ -158,7 +160,7 @@ def export(**options: Any) -> None:
 
 
 @click.command()
-@click.option("-m", "--model", metavar="ARTIFACT", required=True, help="A model file, its .json, or their folder.")
+@model_option
 @click.option("--reference", metavar="NAME|FILE", help="The checkpoint it came from. [default: the manifest's]")
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="Write parity.json and report.html there.")

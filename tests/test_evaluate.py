@@ -85,7 +85,9 @@ def test_the_command_prints_a_row_per_level_and_writes_every_picture(tmp_path: P
         ]
 
 
-def test_the_command_takes_an_artifact_too(tmp_path: Path, identity: Artifact) -> None:
+@pytest.mark.parametrize("fixture", ["identity", "identity_uint8"])
+def test_the_command_takes_an_artifact_too(tmp_path: Path, fixture: str, request: pytest.FixtureRequest) -> None:
+    identity: Artifact = request.getfixturevalue(fixture)
     Image.fromarray(np.full((24, 24, 3), 128, np.uint8)).save(tmp_path / "a.png")
     result = echoir("evaluate", identity.model_path, "--data", str(tmp_path), "--sigma", "10")
     assert result.code == 0, result.err

@@ -41,6 +41,7 @@ def test_overrides_win_and_none_does_not() -> None:
         ("preset = tiny", "Invalid value"),
         ("preset = 'tiny'\nspeed = 3\n[[stages]]\nsteps=1\npatch=8\nbatch=1", "unknown field in the recipe: speed"),
         ("preset = 'tiny'", "at least one"),
+        ("preset = 'tiny'\n[[stages]]\nsteps=1\npatch=8", "in the recipe: "),
     ],
 )
 def test_bad_recipes_are_usage_errors(tmp_path: Path, text: str, message: str) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import echoir
 
 from echoir.checkpoint import load_checkpoint
 from echoir.data import CropKey, Crops, CropSchedule, list_images, split_images
 from echoir.degradations import blind_gaussian_noise
+from echoir.network import EchoIR
 from echoir.recipe import Recipe, Stage
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.strategy import DivergedError
@@ -206,3 +208,36 @@ def test_folders_without_pictures_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture at all")
     with pytest.raises(ImageError, match=r"text\.png: cannot be read as a picture"):
         Crops(list_images([tmp_path]), blind_gaussian_noise, 0)[CropKey(0, 8)]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--preset", "huge"], 2, "unknown preset 'huge'; there are"),
+        (["--device", "nonsense"], 6, "device 'nonsense' cannot be used"),
+        (["--strategy", "guess"], 2, "strategy must be one of single-level, as-blo"),
+        (["--data", "missing"], 3, "missing: not a folder"),
+    ],
+)
+def test_bad_requests_end_with_a_line_and_a_code(
+    tmp_path: Path, images: list[Path], options: list[str], code: int, message: str
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('preset = "tiny"\nholdout = 1\n[[stages]]\nsteps = 1\npatch = 16\nbatch = 1\n')
+    arguments = ["train", "--task", "denoise", "--data", images[0].parent, "--recipe", recipe, "-o", tmp_path / "run"]
+    result = echoir(*arguments, *options)
+    assert result.code == code
+    assert message in result.err
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path, images: list[Path]) -> None:
+    trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
+    trainer.state_path.write_bytes(b"no state")
+    with pytest.raises(ArtifactError, match="needed a state of echoir train"):
+        trainer.resume()
+
+
+def test_weights_of_another_network_are_no_start(tmp_path: Path, images: list[Path]) -> None:
+    other = EchoIR.from_preset("tiny", channel_attention=False)
+    with pytest.raises(ArtifactError, match="the recipe trains another network"):
+        Trainer("denoise", RECIPE, images, tmp_path / "run", start=other)
