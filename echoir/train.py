@@ -74,10 +74,7 @@ class Trainer:
             raise click.BadParameter(f"unknown preset {recipe.preset!r}; there are {', '.join(PRESETS)}")
         try:
             self.network: EchoIR = EchoIR.from_preset(recipe.preset).to(device)
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # without CUDA; unknown
+        except (RuntimeError, AssertionError) as error:  # no such device, or CUDA that torch was built without
             reason = str(error).splitlines()[0]
             raise BackendError(f"device {device!r} cannot be used: {reason}") from None
         if start is not None:
