@@ -14,12 +14,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from echoir.export.engine_worker import PROGRESS
 from echoir.runtime.errors import BackendError, MissingExtraError
 from echoir.runtime.files import atomic_write
 
@@ -35,6 +37,29 @@ LOG_LINES = 15
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built.
+
+    Attributes:
+        plugin: True: EchoUpsample by the plugin, or no engine. False: by the ONNX function. None: by
+            the plugin where it can be made. TensorRT-RTX takes no plugins and ignores this.
+        optimization_level: 0 to 5; None takes the builder's own, 3. Higher builds longer.
+        workspace: memory that a layer may take at most, in MiB; None: all of the device's.
+        version_compatible: the engine also loads in later versions of its major version (10.x, 11.x).
+            It runs in TensorRT's lean runtime, grows by that runtime (tens of MB) and may be slower;
+            EchoUpsample is the function then.
+        hardware_compatible: the engine also runs on later GPUs than this machine's, from compute
+            capability 8.0 up. It may be slower, since it can use only what Ampere has.
+    """
+
+    plugin: bool | None = None
+    optimization_level: int | None = None
+    workspace: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+@dataclass(frozen=True)
 class EngineInfo:
     """What was built.
 
@@ -44,6 +69,8 @@ class EngineInfo:
         seconds: parsing and building took.
         bytes: of the engine.
         gpu, driver: of the machine it was built on; None for TensorRT-RTX, which needs none.
+        details: the options; ``upsampler`` (``"plugin"``, or ``"function"`` and why); ``layers``, how
+            many run a kernel; ``precisions``, what types they read.
     """
 
     version: str
@@ -52,6 +79,7 @@ class EngineInfo:
     bytes: int
     gpu: str | None = None
     driver: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def build_engine(
@@ -61,7 +89,9 @@ def build_engine(
     target: EngineTarget,
     compute_capabilities: Sequence[str] = (),
     batches: tuple[int, int, int] = (1, 1, 8),
+    options: EngineOptions | None = None,
     timeout: float | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> EngineInfo:
     """Build a strongly typed engine from an ONNX file.
 
@@ -72,12 +102,15 @@ def build_engine(
         compute_capabilities: GPUs the engine is for, e.g. ``["8.6", "8.9"]``. Empty: all of
             ``RTX_CAPABILITIES`` for TensorRT-RTX. TensorRT accepts that of this machine's GPU only.
         batches: smallest, usual and largest number of images per run, where the file leaves it open.
+        options: how; None takes the defaults.
         timeout: seconds after which the build is given up.
+        on_progress: told how much is done, in percent.
 
     Raises:
         MissingExtraError: the library is not installed.
-        BackendError: no GPU for TensorRT, a node the library refuses, a build that fails, aborts or
-            takes too long; the message names the cause.
+        BackendError: no GPU for TensorRT, a node the library refuses, a layer that runs in another
+            type than the graph says, a build that fails, aborts or takes too long; the message names
+            the cause.
         ImageError: the engine cannot be written.
     """
     module, extra = MODULES[target]
@@ -93,8 +126,9 @@ def build_engine(
             "answer": str(answer),
             "compute_capabilities": wanted,
             "batches": batches,
+            "options": asdict(options or EngineOptions()),
         }
-        result = _run(request, target, answer, Path(onnx_path), timeout)
+        result = _run(request, target, answer, Path(onnx_path), timeout, on_progress)
         return EngineInfo(
             version=result["version"],
             compute_capabilities=tuple(result["compute_capabilities"]),
@@ -102,29 +136,58 @@ def build_engine(
             bytes=engine.stat().st_size,
             gpu=result["gpu"],
             driver=result["driver"],
+            details=result["details"],
         )
 
 
-def _run(request: dict[str, Any], target: str, answer: Path, source: Path, timeout: float | None) -> dict[str, Any]:
+def _run(
+    request: dict[str, Any],
+    target: str,
+    answer: Path,
+    source: Path,
+    timeout: float | None,
+    on_progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
     command = [sys.executable, "-m", "echoir.export.engine_worker", json.dumps(request)]
-    try:
-        process = subprocess.run(
-            command,
-            cwd=answer.parent,  # "-m" looks into the working folder first, which may hold an "echoir" of its own
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BackendError(f"{target} did not finish {source.name} within {timeout:g} s") from error
+    process = subprocess.Popen(
+        command,
+        cwd=answer.parent,  # "-m" looks into the working folder first, which may hold an "echoir" of its own
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    watch = threading.Timer(timeout or 0, give_up)
+    words: list[str] = []
+    with process:
+        try:
+            if timeout is not None:
+                watch.start()
+            assert process.stdout is not None
+            for line in process.stdout:
+                if not line.startswith(PROGRESS):
+                    words.append(line.rstrip())
+                elif on_progress is not None:
+                    on_progress(int(line.removeprefix(PROGRESS)))
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            watch.cancel()
+    if late.is_set():
+        raise BackendError(f"{target} did not finish {source.name} within {timeout:g} s")
     result: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
     if process.returncode == 0 and "seconds" in result:
         return result
     if "error" in result:
         raise BackendError(f"{target} could not build {source.name}: {result['error']}")
-    tail = "\n".join(f"  {line}" for line in process.stdout.strip().splitlines()[-LOG_LINES:])
+    tail = "\n".join(f"  {line}" for line in words[-LOG_LINES:])
     raise BackendError(f"{target} {_ending(process.returncode)} while building {source.name}; its last words:\n{tail}")
 
 
