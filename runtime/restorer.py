@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
 from echoir.runtime.sessions import Device, Session, open_session
 from echoir.runtime.tiling import Weights, reflect, tile_starts, tile_weights
+
+if TYPE_CHECKING:
+    from echoir.runtime.stream import Frame, ImageStream, Policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -73,7 +76,7 @@ class Restorer:
         session = open_session(artifact, threads=threads, device=device)
         return cls(session, artifact.manifest, overlap=overlap, batch=batch)
 
-    def __call__(self, image: Array, *, on_tiles: OnTiles | None = None) -> Array:
+    def __call__(self, image: Array, *, on_tiles: OnTiles | None = None, out: Array | None = None) -> Array:
         """Restore an image.
 
         Args:
@@ -81,6 +84,7 @@ class Restorer:
                 H, W >= 1. Gray goes through the network as three equal channels, and comes back as
                 their mean.
             on_tiles: told (tiles done, tiles in all) after every batch.
+            out: an array of the same shape and type, other than ``image``, to write to and return.
 
         Returns:
             The same shape and type. Integers are rounded and clipped; float32 is not clipped.
@@ -91,12 +95,51 @@ class Restorer:
         """
         if image.ndim not in (2, 3):
             raise ImageError(f"an image is [H, W, 3] or [H, W], got shape {image.shape}")
-        restored = np.empty_like(image)
+        restored = np.empty_like(image) if out is None else out
+        if (restored.shape, restored.dtype) != (image.shape, image.dtype):
+            raise ImageError(
+                f"out must be {image.dtype} {image.shape} as the image, got {restored.dtype} {restored.shape}"
+            )
         done = 0
         for rows in self.strips(lambda y0, y1: image[y0:y1], *image.shape[:2], on_tiles=on_tiles):
             restored[done : done + len(rows)] = rows
             done += len(rows)
         return restored
+
+    def stream(
+        self,
+        frames: Iterable[Array | Frame],
+        *,
+        deadline: float | None = None,
+        policy: Policy = "pass",
+        depth: int | None = None,
+    ) -> ImageStream:
+        """Restore frames as they come, in order, on a thread beside those that capture and use them::
+
+            for frame in restorer.stream(frames(), deadline=0.033):
+                show(frame.image, frame.time, frame.restored)
+
+        Args:
+            frames: images as :meth:`__call__` takes, or :class:`~echoir.runtime.stream.Frame` with a time or other
+                data that is carried along; iterated on a thread of its own, and copied, so that a capture may
+                fill one array again and again.
+            deadline: seconds from coming in to going out; None restores every frame however long it takes.
+            policy: what becomes of a frame that is late: ``"pass"`` (it goes out as it came), ``"drop"``, or
+                ``"slow"`` (only the newest is restored, at the rate that the model reaches).
+            depth: frames that may wait for the model; 4, or 64 with a deadline.
+
+        Returns:
+            An iterable of :class:`~echoir.runtime.stream.Frame`, with ``counters`` and ``stop()``. A frame's
+            ``image`` is the caller's until the next frame is taken: copy what is kept for longer.
+
+        Raises:
+            ImageError: while iterating, a frame that cannot be restored.
+            RejectedOutputError: while iterating without a deadline, the session gave unusable pixels; with
+                one the frame is counted as rejected, and is late.
+        """
+        from echoir.runtime.stream import ImageStream
+
+        return ImageStream(self, frames, deadline, policy, depth)
 
     def tiles(self, height: int, width: int) -> int:
         """How many tiles an image of this size takes."""
