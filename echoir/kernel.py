@@ -1,0 +1,225 @@
+"""EchoUpsample as Triton kernels: one forward, three backward, on CUDA or in Triton's interpreter.
+
+The operator does little arithmetic on the bytes it moves: its floor is reading ``down`` and the
+guide once and writing the output once. So one thread owns one low-resolution cell:
+
+1. it walks the guide's channels once and accumulates, in float32, the squared distances between
+   its four pixels and the means of the (2r+1)^2 cells around it,
+2. turns them into 4 (2r+1)^2 weights that stay in registers,
+3. walks the channels of ``down``; each value it loads serves four output pixels.
+
+Means are never stored: threads recompute them from guide pixels that neighbours have just brought
+into the cache. Where the plane has too few cells to fill a GPU, several threads (``LANES``) share
+a cell and take every ``LANES``-th channel each.
+
+Distances are accumulated around the mean of the cell itself, with a = pixel - mean(home) and
+b = mean(neighbour) - mean(home): |a - b|^2 = |a|^2 + |b|^2 - 2 a.b costs one multiply-add per
+pixel and tap, and does not cancel where the guide is far from zero.
+
+The backward pass gathers too, and so is deterministic: its first kernel stores, for every pixel
+and tap, the normalised weight and the gradient of the distance; the other two read those of the
+pixels that reach a cell. In between, taps outside the image are folded onto the border cell.
+
+Tensors in the kernels are [thread, pixel of a row], thread = lane * cells + cell, or of size 1
+where they do not depend on one: so neighbouring threads hold neighbouring cells, whatever layout a
+version of Triton prefers. What there is per tap is a tuple: index ``tap``, or ``2 * tap + row``
+where the upper and the lower row of pixels have their own.
+"""
+
+# ruff: noqa: N803, N806, RUF005  # compile-time constants are upper case in Triton; its tuples grow by +
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+
+_THREADS = 128  # of a program
+_PROGRAMS = 512  # wanted at least: four for each multiprocessor of a large GPU
+_MOST_LANES = 16
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the cells of a plane are dealt out to programs.
+
+    ``rows * columns`` cells and ``lanes`` threads for each, a multiple of 32 in all.
+    """
+
+    rows: int
+    columns: int
+    lanes: int
+
+    @property
+    def num_warps(self) -> int:
+        return self.rows * self.columns * self.lanes // 32
+
+    def grid(self, n: int, height: int, width: int) -> tuple[int, int, int]:
+        """Programs along x, y, z for ``n`` images of ``height`` x ``width`` low-resolution cells."""
+        return -(-width // self.columns), -(-height // self.rows), n
+
+    @classmethod
+    def for_plane(cls, n: int, height: int, width: int) -> Tiling:
+        """Wide blocks on large planes, several lanes per cell on small ones."""
+        lanes = 1
+        while True:
+            cells = _THREADS // lanes
+            columns = min(32, cells, triton.next_power_of_2(width))
+            tiling = cls(cells // columns, columns, lanes)
+            across, down, images = tiling.grid(n, height, width)
+            if lanes == _MOST_LANES or across * down * images >= _PROGRAMS:
+                return tiling
+            lanes *= 2
+
+
+@triton.jit
+def _threads(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Row and column of each thread's cell, moved onto the edge if past it; whether it was inside; its lane."""
+    thread = tl.arange(0, LANES * ROWS * COLUMNS)[:, None]
+    y = tl.program_id(1) * ROWS + thread // COLUMNS % ROWS
+    x = tl.program_id(0) * COLUMNS + thread % COLUMNS
+    inside = (y < height) & (x < width)
+    return tl.minimum(y, height - 1), tl.minimum(x, width - 1), inside, thread // (ROWS * COLUMNS)
+
+
+@triton.jit
+def _window(y, x, height, width, RADIUS: tl.constexpr):
+    """For every tap: offset of its cell and of that cell's upper pixels, both clamped to the image."""
+    cells, pixels = (), ()
+    for dy in tl.static_range(-RADIUS, RADIUS + 1):
+        for dx in tl.static_range(-RADIUS, RADIUS + 1):
+            cy = tl.minimum(tl.maximum(y + dy, 0), height - 1)
+            cx = tl.minimum(tl.maximum(x + dx, 0), width - 1)
+            cells = cells + (cy * width + cx,)
+            pixels = pixels + (cy * 4 * width + cx * 2 + tl.arange(0, 2)[None, :],)
+    return cells, pixels
+
+
+@triton.jit
+def _over_lanes(x, LANES: tl.constexpr):
+    """Sum over the lanes of each cell, given to all of them."""
+    if LANES == 1:
+        return x
+    CELLS: tl.constexpr = x.shape[0] // LANES
+    total = tl.sum(tl.reshape(x, [LANES, CELLS, 2]), 0, keep_dims=True)
+    return tl.reshape(tl.broadcast_to(total, [LANES, CELLS, 2]), [LANES * CELLS, 2])
+
+
+@triton.jit
+def _distances(guide, pixels, below, plane, lane, K: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr):
+    """|pixel - mean|^2 for every tap and row."""
+    HOME: tl.constexpr = len(pixels) // 2
+    zero = tl.zeros([lane.shape[0], 1], COMPUTE)
+    zeros = tl.zeros([lane.shape[0], 2], COMPUTE)
+    squares, norms, products = (zeros, zeros), (), ()
+    for _ in tl.static_range(len(pixels)):
+        norms, products = norms + (zero,), products + (zeros, zeros)
+    for start in tl.range(0, K, LANES):
+        inside = start + lane < K
+        here = guide + start.to(tl.int64) * plane + lane * plane
+        upper = tl.load(here + pixels[HOME], mask=inside, other=0.0).to(COMPUTE)
+        lower = tl.load(here + pixels[HOME] + below, mask=inside, other=0.0).to(COMPUTE)
+        home = tl.sum(upper + lower, 1, keep_dims=True) * 0.25
+        upper -= home
+        lower -= home
+        squares = (squares[0] + upper * upper, squares[1] + lower * lower)
+        new_norms, new_products = (), ()
+        for tap in tl.static_range(len(pixels)):
+            if tap == HOME:
+                new_norms = new_norms + (norms[tap],)
+                new_products = new_products + (products[2 * tap], products[2 * tap + 1])
+            else:
+                pair = tl.load(here + pixels[tap], mask=inside, other=0.0).to(COMPUTE)
+                pair += tl.load(here + pixels[tap] + below, mask=inside, other=0.0).to(COMPUTE)
+                mean = tl.sum(pair, 1, keep_dims=True) * 0.25 - home
+                new_norms = new_norms + (norms[tap] + mean * mean,)
+                new_products = new_products + (products[2 * tap] + upper * mean, products[2 * tap + 1] + lower * mean)
+        norms, products = new_norms, new_products
+    distances = ()
+    for index in tl.static_range(len(products)):
+        distance = squares[index % 2] + norms[index // 2] - 2 * products[index]
+        distances = distances + (_over_lanes(distance, LANES),)
+    return distances
+
+
+@triton.jit
+def _place(index: tl.constexpr, RADIUS: tl.constexpr, COMPUTE: tl.constexpr):
+    """Squared distance between the pixels of a row and a tap's cell, in low-resolution pixels: [1, pixel]."""
+    SIDE: tl.constexpr = 2 * RADIUS + 1
+    across = tl.arange(0, 2)[None, :].to(COMPUTE) * 0.5 - 0.25 - (index // 2 % SIDE - RADIUS)
+    down = index % 2 * 0.5 - 0.25 - (index // 2 // SIDE - RADIUS)
+    return across * across + down * down
+
+
+@triton.jit
+def _kernels(distances, sigma_spatial, sigma_range, RADIUS: tl.constexpr, PRODUCT: tl.constexpr, COMPUTE: tl.constexpr):
+    """Spatial and range kernel for every tap and row, and the sums of their weights for both rows.
+
+    With ``PRODUCT`` the range kernel is the product of both, and the spatial kernel zero.
+    """
+    spatial, range_ = (), ()
+    total = (0.0, 0.0)
+    for index in tl.static_range(len(distances)):
+        f = _place(index, RADIUS, COMPUTE) * (-0.5 / (sigma_spatial * sigma_spatial))
+        g = distances[index] * (-0.5 / (sigma_range * sigma_range))
+        if PRODUCT:
+            spatial, range_ = spatial + (0.0,), range_ + (tl.exp(f + g),)
+        else:
+            spatial, range_ = spatial + (tl.exp(f),), range_ + (tl.exp(g),)
+        weight = spatial[index] + range_[index]
+        total = (total[0] + weight, total[1]) if index % 2 == 0 else (total[0], total[1] + weight)
+    return spatial, range_, total
+
+
+@triton.jit
+def echo_upsample_forward(
+    down, guide, sigma_spatial, sigma_range, height, width, out,
+    C: tl.constexpr, K: tl.constexpr, RADIUS: tl.constexpr, PRODUCT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """The operator: pointers to inputs, size of the low-resolution plane, pointer to the output.
+
+    All tensors are contiguous NCHW. The program ids are the block's column, its row, and the image.
+    """
+    image = tl.program_id(2).to(tl.int64) * height * width
+    plane = height * width
+    below = 2 * width
+    y, x, valid, lane = _threads(height, width, ROWS, COLUMNS, LANES)
+    cells, pixels = _window(y, x, height, width, RADIUS)
+    distances = _distances(guide + image * (4 * K), pixels, below, 4 * plane, lane, K, LANES, COMPUTE)
+    spatial, range_, total = _kernels(
+        distances, tl.load(sigma_spatial).to(COMPUTE), tl.load(sigma_range).to(COMPUTE), RADIUS, PRODUCT, COMPUTE
+    )
+    weights = ()
+    for index in tl.static_range(len(distances)):
+        weights = weights + ((spatial[index] + range_[index]) / total[index % 2],)
+
+    for start in tl.range(0, C, LANES):
+        inside = start + lane < C
+        here = down + image * C + start.to(tl.int64) * plane + lane * plane
+        upper = tl.zeros([lane.shape[0], 2], COMPUTE)
+        lower = tl.zeros([lane.shape[0], 2], COMPUTE)
+        for tap in tl.static_range(len(cells)):
+            value = tl.load(here + cells[tap], mask=inside, other=0.0).to(COMPUTE)
+            upper += weights[2 * tap] * value
+            lower += weights[2 * tap + 1] * value
+        there = out + image * (4 * C) + start.to(tl.int64) * (4 * plane) + lane * (4 * plane) + pixels[len(cells) // 2]
+        tl.store(there, upper.to(out.dtype.element_ty), mask=inside & valid)
+        tl.store(there + below, lower.to(out.dtype.element_ty), mask=inside & valid)
+
+
+def compile_time(
+    channels: int, guide_channels: int, radius: int, combine: str, tiling: Tiling, compute: Any = tl.float32
+) -> dict[str, Any]:
+    """The compile-time parameters of :func:`echo_upsample_forward`, in its order."""
+    return {
+        "C": channels,
+        "K": guide_channels,
+        "RADIUS": radius,
+        "PRODUCT": combine == "product",
+        "ROWS": tiling.rows,
+        "COLUMNS": tiling.columns,
+        "LANES": tiling.lanes,
+        "COMPUTE": compute,
+    }
