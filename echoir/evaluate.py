@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from echoir.degradations import TASKS
 from echoir.metrics import luma, psnr, ssim, to_8bit
 from echoir.network import EchoIR
 from echoir.samples import Sample
 
 Restore = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-# Rain streaks are judged on luma, everything else on RGB.
-ON_LUMA = {"derain"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def evaluate(restore: Restore, samples: Iterable[Sample], task: str) -> Iterator
         degraded, restored, truth = (
             to_8bit(image) / 255 for image in (sample.degraded, restore(sample.degraded), sample.truth)
         )
-        if task in ON_LUMA:
+        if task in TASKS and TASKS[task].luma:
             degraded, restored, truth = (luma(image) for image in (degraded, restored, truth))
         yield Score(
             sample.name,

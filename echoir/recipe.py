@@ -68,7 +68,8 @@ class Recipe:
         ema: decay of the exponential moving average that is evaluated and kept.
         clip: largest gradient norm.
         seed: fixes initial weights, split, crops and noise.
-        holdout: images kept away from training, to watch progress on.
+        holdout: pictures kept away from training, to watch progress on; pairs, if there are any.
+        pairs: share of the crops that come from pairs, where there are clean pictures too.
         validate_every, checkpoint_every: steps between validations and resumable states.
         autocast: run the network in bfloat16 where PyTorch deems it safe.
         compile: use ``torch.compile``; single-level training only.
@@ -87,6 +88,7 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
     holdout: int = 8
+    pairs: float = 0.5
     validate_every: int = 1000
     checkpoint_every: int = 500
     autocast: bool = False

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echoir.data import list_images, read_rgb, to_float
-from echoir.degradations import gaussian_noise
+from echoir.data import Picture, find_pairs, list_images, read_rgb, to_float
+from echoir.degradations import TASKS, Degradation, gaussian_noise
 from echoir.runtime.errors import ImageError
 
 SHIPPED = Path(__file__).parent / "pictures"
@@ -33,19 +34,21 @@ class Samples:
     """A set of pictures, read one at a time.
 
     Attributes:
-        inputs: clean pictures if ``sigma`` is given, degraded ones otherwise.
-        targets: the truth of each input; the same files if ``sigma`` is given.
-        sigma: standard deviation, in 8-bit codes, of the Gaussian noise to add; None for pairs.
-        seed: of the noise; picture i draws from the generator ``(seed, i)``, whatever their number.
+        pictures: clean ones, or pairs.
+        degrade: what happens to the clean ones; None for pairs, which are used as they are.
+        kind: what that is, for reports, such as ``"gaussian noise"``.
+        sigma: standard deviation of Gaussian noise in 8-bit codes; None for anything else.
+        seed: of the degradation; picture i draws from the generator ``(seed, i)``, whatever their number.
     """
 
-    inputs: tuple[Path, ...]
-    targets: tuple[Path, ...]
-    sigma: float | None
+    pictures: tuple[Picture, ...]
+    degrade: Degradation | None
+    kind: str
+    sigma: float | None = None
     seed: int = SEED
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.pictures)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield every picture.
@@ -53,24 +56,27 @@ class Samples:
         Raises:
             ImageError: a file cannot be read, or the two pictures of a pair differ in size.
         """
-        for index, (source, target) in enumerate(zip(self.inputs, self.targets, strict=True)):
-            truth = _read(target)
-            if self.sigma is not None:
-                degraded = gaussian_noise(truth, self.sigma, np.random.default_rng((self.seed, index)))
-            else:
-                degraded = _read(source)
+        for index, picture in enumerate(self.pictures):
+            truth = _read(picture.clean)
+            if picture.degraded is not None:
+                degraded = _read(picture.degraded)
                 if degraded.shape != truth.shape:
                     raise ImageError(
-                        f"{source}: {_size(degraded)} pixels, but its target {target} has {_size(truth)}; "
-                        "a pair must be of one size"
+                        f"{picture.degraded}: {_size(degraded)} pixels, but its target {picture.clean} has "
+                        f"{_size(truth)}; a pair must be of one size"
                     )
-            yield Sample(source.name, degraded, truth)
+                yield Sample(picture.degraded.name, degraded, truth)
+            else:
+                assert self.degrade is not None
+                degraded = self.degrade(truth, np.random.default_rng((self.seed, index)))
+                yield Sample(picture.clean.name, degraded, truth)
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""
-        if self.sigma is None:
-            return {"kind": "pairs", "pictures": len(self)}
-        return {"kind": "gaussian noise", "sigma": self.sigma, "seed": self.seed, "pictures": len(self)}
+        if self.degrade is None:
+            return {"kind": self.kind, "pictures": len(self)}
+        sigma = {} if self.sigma is None else {"sigma": self.sigma}
+        return {"kind": self.kind, **sigma, "seed": self.seed, "pictures": len(self)}
 
 
 def open_samples(
@@ -78,30 +84,36 @@ def open_samples(
 ) -> Samples:
     """Find the pictures of a folder.
 
-    A folder that holds ``input/`` and ``target/`` gives the pairs of equal stem. Any other is a
-    set of clean pictures, which only denoising can degrade by itself.
+    A folder that holds ``input/`` and ``target/`` gives the pairs of equal stem. Any other is a set of
+    clean pictures: they receive Gaussian noise of one level for denoising, and what the task's training
+    crops receive otherwise, each picture at a strength of its own.
 
     Args:
         task: what the checkpoint restores.
-        sigma: noise level in 8-bit codes for clean pictures; 25 if None.
+        sigma: noise level in 8-bit codes for clean pictures of denoising; 25 if None.
         limit: take the first so many by name.
 
     Raises:
-        ImageError: no picture, an input without its target, clean pictures for another task than
-            denoising, or ``sigma`` given for pairs.
+        ImageError: no picture, an input without its target, an unknown task, or ``sigma`` given for
+            pairs or for another task than denoising.
     """
-    if (folder / "input").is_dir() and (folder / "target").is_dir():
+    if pairs := find_pairs(folder)[:limit]:
         if sigma is not None:
             raise ImageError(f"{folder}: holds input/ and target/ pairs, which are used as they are; drop --sigma")
-        inputs = list_images([folder / "input"])[:limit]
-        targets = {path.stem: path for path in list_images([folder / "target"])}
-        if lonely := [path.name for path in inputs if path.stem not in targets]:
-            raise ImageError(f"{folder / 'target'}: no picture for {', '.join(lonely[:5])}")
-        return Samples(tuple(inputs), tuple(targets[path.stem] for path in inputs), None, seed)
-    if task != "denoise":
+        return Samples(tuple(pairs), None, "pairs", seed=seed)
+    if task not in TASKS:
         raise ImageError(f"{folder}: {task} needs pairs, in the folders input/ and target/ there")
-    clean = tuple(list_images([folder])[:limit])
-    return Samples(clean, clean, SIGMA if sigma is None else sigma, seed)
+    clean = tuple(Picture(path) for path in list_images([folder])[:limit])
+    if task == "denoise":
+        sigma = SIGMA if sigma is None else sigma
+        return Samples(clean, partial(_with_noise, sigma), "gaussian noise", sigma, seed)
+    if sigma is not None:
+        raise ImageError(f"sigma is the level of Gaussian noise, and {task} has none; drop --sigma")
+    return Samples(clean, TASKS[task].degrade, f"synthetic {task}", None, seed)
+
+
+def _with_noise(sigma: float, clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    return gaussian_noise(clean, sigma, rng)
 
 
 def _read(path: Path) -> NDArray[np.float32]:

@@ -317,9 +317,21 @@ def test_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
         open_samples(tmp_path, "derain")
 
 
-def test_clean_pictures_cannot_be_degraded_for_another_task(pictures: Path) -> None:
-    with pytest.raises(ImageError, match="derain needs pairs"):
-        open_samples(pictures, "derain")
+def test_clean_pictures_are_degraded_as_the_task_is_trained(pictures: Path) -> None:
+    for sample, again in zip(open_samples(pictures, "derain"), open_samples(pictures, "derain"), strict=True):
+        assert (sample.degraded >= sample.truth - 1e-6).all()  # rain only brightens
+        assert (sample.degraded > sample.truth).any()
+        assert np.array_equal(sample.degraded, again.degraded)
+
+
+def test_only_denoising_has_a_noise_level(pictures: Path) -> None:
+    with pytest.raises(ImageError, match="deblur has none; drop --sigma"):
+        open_samples(pictures, "deblur", sigma=25)
+
+
+def test_an_unknown_task_needs_pairs(pictures: Path) -> None:
+    with pytest.raises(ImageError, match="dehaze needs pairs"):
+        open_samples(pictures, "dehaze")
 
 
 def test_pictures_too_small_for_ssim_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -329,14 +341,14 @@ def test_pictures_too_small_for_ssim_are_named(checkpoint: Checkpoint, tmp_path:
 
 
 def test_shipped_pictures_are_large_enough_for_seams_and_licensed() -> None:
-    samples = open_samples(SHIPPED, "denoise")
+    paths = [picture.clean for picture in open_samples(SHIPPED, "denoise").pictures]
     readme = (SHIPPED / "README.md").read_text(encoding="utf-8")
-    assert len(samples) >= 4
-    for path in samples.inputs:
+    assert len(paths) >= 4
+    for path in paths:
         assert f"`{path.name}`" in readme
         with Image.open(path) as image:
             assert min(image.size) > 256
-    assert sum(path.stat().st_size for path in samples.inputs) < 1_000_000
+    assert sum(path.stat().st_size for path in paths) < 1_000_000
 
 
 def _figures(delta: float) -> Any:
