@@ -110,6 +110,8 @@ class ASBLO:
             mu/2 |omega|^2: choose mu from the size of omega.
         kappa: of the barrier.
         z_steps, omega_steps: descent steps per outer step (T_z, T_omega).
+        average: makes tensors their mean over processes, in place, when several share the work: values
+            and gradients of objectives that are means over mini-batches.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class ASBLO:
         kappa: float = 1.0,
         z_steps: int = 1,
         omega_steps: int = 1,
+        average: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
     ) -> None:
         self.beta, self.omega = list(beta), list(omega)
         self.z = [w.detach().clone().requires_grad_() for w in self.omega]
@@ -133,6 +136,7 @@ class ASBLO:
         self.z_optimizer = make_z(self.z)
         self.mu, self.theta, self.sigma, self.kappa = mu, theta, sigma, kappa
         self.z_steps, self.omega_steps = z_steps, omega_steps
+        self.average = average
         self.k = 0
 
     def step(self, upper: Objective, lower: Objective) -> Diagnostics:
@@ -180,7 +184,9 @@ class ASBLO:
         inputs = [*self.beta, *lower_level]
         gradients = torch.autograd.grad(value, inputs, allow_unused=True)
         filled = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
-        return _Evaluation(float(value.detach()), filled[: len(self.beta)], filled[len(self.beta) :])
+        value = value.detach()
+        self.average([value, *filled])
+        return _Evaluation(float(value), filled[: len(self.beta)], filled[len(self.beta) :])
 
     def _feasible_evaluation(self, lower: Objective, limit: float) -> tuple[_Evaluation, int]:
         """f at omega, after moving omega half-way to z as often as it takes to be inside.
@@ -198,7 +204,9 @@ class ASBLO:
     def _return_inside(self, lower: Objective, limit: float, start: list[Tensor]) -> int:
         """Halve the step just taken until f(omega) is below the limit; returns how often."""
         for halvings in range(MAX_HALVINGS):
-            if float(lower(self.beta, self.omega)) < limit:
+            value = lower(self.beta, self.omega)
+            self.average([value])
+            if float(value) < limit:
                 return halvings
             _interpolate(self.omega, start, 0.5)
         _interpolate(self.omega, start, 1.0)

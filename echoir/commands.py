@@ -9,12 +9,18 @@ import click
 
 
 @click.command()
-@click.option("--task", type=click.Choice(["denoise"]), required=True, help="What to learn to undo.")
+@click.option(
+    "--task",
+    type=click.Choice(["denoise", "realnoise", "derain", "deblur"]),
+    required=True,
+    help="What to learn to undo.",
+)
 @click.option(
     "--data",
     multiple=True,
     metavar="DIR",
-    help="Folder of clean pictures, searched below too; may be repeated. [default: ECHOIR_DATA]",
+    help="Folder of clean pictures, searched below too, or of pairs in input/ and target/; may be repeated. "
+    "[default: ECHOIR_DATA]",
 )
 @click.option(
     "--recipe", default="tiny", show_default=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file."
@@ -48,10 +54,12 @@ def train(
     log_json: bool,
     **overrides: Any,
 ) -> None:
-    """Train a network on folders of clean pictures.
+    """Train a network on folders of clean pictures, or of pairs.
 
     The run's folder receives state.safetensors (to --resume from, after a kill too), log.csv,
-    validation.csv and, at the end, TASK.safetensors: the averaged weights.
+    validation.csv, TensorBoard's events and, at the end, TASK.safetensors: the averaged weights.
+
+    Several GPUs: torchrun --nproc-per-node N -m echoir train ... --device cuda
     """
     from echoir.runtime.errors import needs_extra
     from echoir.runtime.progress import Progress
@@ -60,7 +68,8 @@ def train(
         import torch
 
         from echoir.checkpoint import load_checkpoint
-        from echoir.data import data_folders, list_images
+        from echoir.data import data_folders, list_pictures
+        from echoir.distributed import join, leave
         from echoir.recipe import Recipe
         from echoir.train import Trainer
 
@@ -74,10 +83,12 @@ def train(
     if (folder / "state.safetensors").exists() and not resume:
         raise click.UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another -o")
     network = load_checkpoint(start).network if start else None
-    trainer = Trainer(task, resolved, list_images(folders), folder, device, workers, start=network)
+    world = join(device)
+    trainer = Trainer(task, resolved, list_pictures(folders), folder, world, workers, start=network)
     if resume:
         trainer.resume()
-    with Progress("train", resolved.steps, "steps", done=trainer.step, log_json=log_json) as progress:
+    first = world.rank == 0
+    with Progress("train", resolved.steps, "steps", done=trainer.step, log_json=log_json, quiet=not first) as progress:
 
         def report(step: int, **figures: float) -> None:
             if "loss" in figures:
@@ -87,7 +98,9 @@ def train(
 
         trainer.report = report
         path = trainer.run()
-    click.echo(path)
+    leave()
+    if first:
+        click.echo(path)
 
 
 @click.command()
@@ -147,10 +160,10 @@ def evaluate(
         if restorer.manifest.input.dtype == "uint8":  # a camera's model sees what a camera gives: clipped codes
             restore = lambda image: to_float(restorer(to_8bit(image)))  # noqa: E731 - one branch of three
     scores: list[Score] = []
-    click.echo(f"{'':>12} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7}")
+    click.echo(f"{'':>18} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7}")
     for level in sigma or (None,):
         samples = open_samples(Path(data), task, sigma=level, seed=seed, limit=limit)
-        label = "pairs" if samples.sigma is None else f"sigma {samples.sigma:g}"
+        label = samples.kind if samples.sigma is None else f"sigma {samples.sigma:g}"
         with Progress("evaluate", len(samples), "pictures", log_json=log_json) as progress:
             these = []
             for one in score(restore, samples, task):
@@ -158,7 +171,7 @@ def evaluate(
                 progress.advance(picture=one.picture)
         average = mean(these)
         click.echo(
-            f"{label:>12} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
+            f"{label:>18} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
             f" {average.input_ssim:>11.4f} {average.ssim:>7.4f}"
         )
         scores += [replace(one, picture=f"{label}/{one.picture}") for one in (*these, average)]

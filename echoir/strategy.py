@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.optim import AdamW, Optimizer
 
 from echoir.asblo import ASBLO, Decay
+from echoir.distributed import World
 from echoir.network import EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import EchoIRError
@@ -57,8 +58,8 @@ class SingleLevel:
 
     sets = 1
 
-    def __init__(self, network: EchoIR, recipe: Recipe) -> None:
-        self.network, self.recipe = network, recipe
+    def __init__(self, network: EchoIR, recipe: Recipe, world: World) -> None:
+        self.network, self.recipe, self.world = network, recipe, world
         adamw = AdamW(network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay)
         self.optimizers: dict[str, Optimizer] = {"network": adamw}
         # A graph for each stage's crop size: one for all sizes fails in Inductor (2.13, CPU), and would be slower.
@@ -69,11 +70,13 @@ class SingleLevel:
         with _autocast(degraded, self.recipe):
             restored = self.forward(degraded)
         loss = (restored.float() - clean).abs().mean()
-        value = _finite(loss.detach())
         optimizer = self.optimizers["network"]
         _set_rate(optimizer, rate)
         optimizer.zero_grad()
         loss.backward()
+        loss = loss.detach()
+        self.world.average([loss, *(p.grad for p in self.network.parameters() if p.grad is not None)])
+        value = _finite(loss)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         optimizer.step()
         return {"loss": value}
@@ -95,7 +98,7 @@ class ASBLOStrategy:
 
     sets = 2
 
-    def __init__(self, network: EchoIR, recipe: Recipe) -> None:
+    def __init__(self, network: EchoIR, recipe: Recipe, world: World) -> None:
         self.network, self.recipe = network, recipe
         named = dict(network.named_parameters())
         self.omega_names = [name for name in named if name.startswith(UPSAMPLERS)]
@@ -113,13 +116,15 @@ class ASBLOStrategy:
             mu=Decay(settings.mu, decay),
             theta=Decay(settings.theta, decay),
             sigma=Decay(settings.sigma, decay),
+            average=world.average,
         )
         self.optimizers: dict[str, Optimizer] = {
             "beta": self.solver.beta_optimizer,
             "omega": self.solver.omega_optimizer,
             "z": self.solver.z_optimizer,
         }
-        self.losses = _Losses(network)
+        losses = partial(functional_call, _Losses(network))
+        self.losses = torch.compile(losses, dynamic=False) if recipe.compile else losses
 
     def step(self, batches: Sequence[Batch], rate: float) -> dict[str, float]:
         training, validation = batches
@@ -148,7 +153,7 @@ class ASBLOStrategy:
         names = (f"network.{name}" for name in (*self.beta_names, *self.omega_names))
         parameters = dict(zip(names, (*beta, *omega), strict=True))
         with _autocast(batch[0], self.recipe):
-            loss: Tensor = functional_call(self.losses, parameters, (*batch, lossless))
+            loss: Tensor = self.losses(parameters, (*batch, lossless))
         return loss
 
     def tensors(self) -> dict[str, Tensor]:
@@ -176,9 +181,9 @@ class _Losses(nn.Module):
         return loss
 
 
-def make_strategy(network: EchoIR, recipe: Recipe) -> Strategy:
-    """The strategy that the recipe names."""
-    return ASBLOStrategy(network, recipe) if recipe.strategy == "as-blo" else SingleLevel(network, recipe)
+def make_strategy(network: EchoIR, recipe: Recipe, world: World) -> Strategy:
+    """The strategy that the recipe names; its gradients are means over the world's processes."""
+    return (ASBLOStrategy if recipe.strategy == "as-blo" else SingleLevel)(network, recipe, world)
 
 
 def _autocast(tensor: Tensor, recipe: Recipe) -> AbstractContextManager[None]:

@@ -1,37 +1,40 @@
 """The training loop: a strategy's steps with an averaged copy of the network, resumable at any step.
 
 A run lives in one folder: ``state.safetensors`` (everything needed to go on), ``log.csv``,
-``validation.csv``, and at the end ``<task>.safetensors``, the averaged weights.
+``validation.csv`` and TensorBoard's events, and at the end ``<task>.safetensors``, the averaged weights.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from echoir.checkpoint import save_checkpoint
-from echoir.data import Crops, CropSchedule, read_rgb, split_images, to_float
-from echoir.degradations import TASKS, gaussian_noise
+from echoir.data import Crops, CropSchedule, Picture, split
+from echoir.degradations import TASKS
+from echoir.distributed import ALONE, World
+from echoir.journal import Journal
 from echoir.metrics import psnr, to_8bit
 from echoir.network import PRESETS, EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.files import atomic_write
+from echoir.samples import Sample, Samples
 from echoir.strategy import Batch, DivergedError, make_strategy
 
-VALIDATION_SIGMAS = (15, 25, 50)
 VALIDATION_SIDE = 256
+SHOWN_PICTURES = 4
 
 
 class Trainer:
@@ -40,9 +43,11 @@ class Trainer:
     Args:
         task: a key of ``echoir.degradations.TASKS``.
         recipe: everything that determines the run besides the images.
-        images: clean pictures; ``recipe.holdout`` of them are set aside for validation.
+        pictures: clean ones and pairs. ``recipe.holdout`` are set aside to watch progress on: pairs, if
+            there are any.
         folder: where the run lives; created if missing.
-        device: torch device of the network.
+        world: this process's device, and the processes it shares the work with. A batch of the recipe is
+            one process's, so n processes take n batches a step.
         workers: processes that prepare crops; 0 prepares them in this one.
         report: called after every step with the step's number, learning rate and the strategy's
             figures (``loss`` among them), and after every validation with its figures.
@@ -59,16 +64,19 @@ class Trainer:
         self,
         task: str,
         recipe: Recipe,
-        images: list[Path],
+        pictures: Sequence[Picture],
         folder: Path,
-        device: str = "cpu",
+        world: World = ALONE,
         workers: int = 0,
         report: Callable[..., None] = lambda **_: None,
         start: EchoIR | None = None,
     ) -> None:
-        self.task, self.recipe, self.folder, self.device, self.workers = task, recipe, folder, device, workers
+        self.task, self.recipe, self.folder, self.world, self.workers = task, recipe, folder, world, workers
         self.report = report
-        self.training, self.held_out = split_images(images, recipe.holdout, recipe.seed)
+        pairs, clean = _by_kind(pictures)
+        kept, self.held_out = split(pairs or clean, recipe.holdout, recipe.seed)
+        self.training = [*kept, *clean] if pairs else kept
+        device = world.device
         torch.manual_seed(recipe.seed)
         if recipe.preset not in PRESETS:
             raise click.BadParameter(f"unknown preset {recipe.preset!r}; there are {', '.join(PRESETS)}")
@@ -83,7 +91,7 @@ class Trainer:
             self.network.load_state_dict(start.state_dict())
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-        self.strategy = make_strategy(self.network, recipe)
+        self.strategy = make_strategy(self.network, recipe, world)
         self.step, self.seconds = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -93,68 +101,94 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the recipe's last step and write the averaged weights; returns their path."""
-        started = time.monotonic() - self.seconds
-        with (self.folder / "log.csv").open("a", newline="") as log:
-            writer = csv.writer(log)
+        # Every process computes the same; the first one keeps the books.
+        if self.world.rank:
             for batches in self.batches():
-                rate = self.recipe.learning_rate_at(self.step)
-                try:
-                    figures = self.strategy.step(batches, rate)
-                except DivergedError as error:
-                    good = f"the last good state is {self.state_path}" if self.state_path.exists() else "none was saved"
-                    raise DivergedError(f"{error} at step {self.step + 1}; {good}") from None
-                self.average.update_parameters(self.network)
-                self.step += 1
+                self._train(batches)
+            return self.checkpoint_path
+        started = time.monotonic() - self.seconds
+        with Journal(self.folder, self.step) as journal:
+            for batches in self.batches():
+                rate, figures = self._train(batches)
                 self.seconds = time.monotonic() - started
-                numbers = (f"{value:.9g}" for value in figures.values())
-                writer.writerow([self.step, f"{self.seconds:.2f}", f"{rate:.6g}", *numbers])
+                journal.trained(self.step, self.seconds, rate, figures)
                 self.report(step=self.step, learning_rate=rate, **figures)
                 last = self.step == self.recipe.steps
                 if self.step % self.recipe.checkpoint_every == 0 or last:
-                    log.flush()
+                    journal.flush()
                     self.save_state()
                 if self.step % self.recipe.validate_every == 0 or last:
-                    self.validate()
+                    measured, shown = self.validate()
+                    journal.validated(self.step, measured, shown)
+                    self.report(step=self.step, **measured)
         return self.export()
+
+    def _train(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
+        """One step: its learning rate and figures."""
+        rate = self.recipe.learning_rate_at(self.step)
+        try:
+            figures = self.strategy.step(batches, rate)
+        except DivergedError as error:
+            good = f"the last good state is {self.state_path}" if self.state_path.exists() else "none was saved"
+            raise DivergedError(f"{error} at step {self.step + 1}; {good}") from None
+        self.average.update_parameters(self.network)
+        self.step += 1
+        return rate, figures
 
     def batches(self) -> Iterator[list[Batch]]:
         """From this step on: a batch per set of images that the strategy asks for."""
-        sets = [self.training]
-        if self.strategy.sets == 2:  # the lower level's D_tr first, then the upper level's D_val
-            count = round(len(self.training) * self.recipe.bilevel.validation)
-            sets = list(split_images(self.training, count, self.recipe.seed + 1))
+        sets = [self.training] if self.strategy.sets == 1 else self.levels()
         loaders = []
-        for number, images in enumerate(sets):
-            crops = Crops(images, TASKS[self.task], self.recipe.seed + number)
-            schedule = CropSchedule(self.recipe, self.step)
+        for number, pictures in enumerate(sets):
+            crops = Crops(pictures, TASKS[self.task], self.recipe.seed + number, self.recipe.pairs)
+            schedule = CropSchedule(self.recipe, self.step, self.world.rank, self.world.size)
             loaders.append(DataLoader(crops, batch_sampler=schedule, num_workers=self.workers))
         for loaded in zip(*loaders, strict=True):
             yield [self._move(batch) for batch in loaded]
 
+    def levels(self) -> list[list[Picture]]:
+        """D_tr and D_val of bi-level training: disjoint, each with its share of the pairs and of the clean pictures."""
+        lower: list[Picture] = []
+        upper: list[Picture] = []
+        for kind in filter(None, _by_kind(self.training)):
+            kept, taken = split(kind, round(len(kind) * self.recipe.bilevel.validation), self.recipe.seed + 1)
+            lower += kept
+            upper += taken
+        return [lower, upper]
+
     def _move(self, batch: list[Tensor]) -> Batch:
-        degraded, clean = (t.to(self.device, memory_format=torch.channels_last) for t in batch)
+        degraded, clean = (t.to(self.world.device, memory_format=torch.channels_last) for t in batch)
         return degraded, clean
 
+    def validate(self) -> tuple[dict[str, float], list[NDArray[np.uint8]]]:
+        """The averaged network on the middles of the held-out pictures, degraded in the same way every time.
+
+        Returns:
+            PSNR in dB by check, and a few pictures of the last one: degraded, restored, clean side by side.
+        """
+        task = TASKS[self.task]
+        checks: dict[str, Samples] = {}
+        if self.held_out and self.held_out[0].degraded is not None:
+            checks["pairs"] = Samples(tuple(self.held_out), None, "pairs")
+        else:
+            for name, degrade in (task.checks or {self.task: task.degrade}).items():
+                checks[name] = Samples(tuple(self.held_out), degrade, name)
+        figures, shown = {}, []
+        for name, samples in checks.items():
+            triples = [self._restored(sample) for sample in samples]
+            figures[name] = float(np.mean([psnr(restored, clean, 255) for _, restored, clean in triples]))
+            shown = [np.concatenate(triple, axis=1) for triple in triples[:SHOWN_PICTURES]]
+        return figures, shown
+
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """PSNR of the averaged network on the held-out images at fixed noise levels, in dB."""
+    def _restored(self, sample: Sample) -> list[NDArray[np.uint8]]:
         network = self.average.module.eval()
-        figures: dict[str, float] = {}
-        for sigma in VALIDATION_SIGMAS:
-            values = []
-            for number, path in enumerate(self.held_out):
-                clean = read_rgb(path)
-                top, left = (max(side - VALIDATION_SIDE, 0) // 2 for side in clean.shape[:2])
-                clean = clean[top : top + VALIDATION_SIDE, left : left + VALIDATION_SIDE]
-                noisy = gaussian_noise(to_float(clean), sigma, np.random.default_rng(number))
-                image = torch.from_numpy(noisy.transpose(2, 0, 1)[None]).to(self.device)
-                restored = network(image)[0].permute(1, 2, 0).cpu().numpy()
-                values.append(psnr(to_8bit(restored), clean, 255))
-            figures[f"sigma{sigma}"] = float(np.mean(values))
-        with (self.folder / "validation.csv").open("a", newline="") as file:
-            csv.writer(file).writerow([self.step, *(f"{v:.4f}" for v in figures.values())])
-        self.report(step=self.step, **figures)
-        return figures
+        top, left = (max(side - VALIDATION_SIDE, 0) // 2 for side in sample.truth.shape[:2])
+        middle = (slice(top, top + VALIDATION_SIDE), slice(left, left + VALIDATION_SIDE))
+        degraded = sample.degraded[middle]
+        image = torch.from_numpy(np.ascontiguousarray(degraded.transpose(2, 0, 1)[None])).to(self.world.device)
+        restored = network(image)[0].permute(1, 2, 0).cpu().numpy()
+        return [to_8bit(part) for part in (degraded, restored, sample.truth[middle])]
 
     def save_state(self) -> None:
         """Write everything :meth:`resume` needs, whole or not at all."""
@@ -204,30 +238,30 @@ class Trainer:
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.seconds = header["step"], header["seconds"]
         self.strategy.load_tensors(part("strategy."), self.step)
-        self._drop_log_after(self.step)
         return True
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.folder / f"{self.task}.safetensors"
 
     def export(self) -> Path:
         """Write the averaged weights as a checkpoint; returns its path."""
-        path = self.folder / f"{self.task}.safetensors"
         network = self.average.module
         assert isinstance(network, EchoIR)  # AveragedModel holds a deep copy, typed as any module
         metadata = {
             "recipe": self.recipe.to_dict(),
             "steps": self.step,
             "seconds": round(self.seconds),
-            "device": self.device,
+            "device": self.world.device,
+            "processes": self.world.size,
             "torch": str(torch.__version__),
             "training_images": len(self.training),
         }
-        save_checkpoint(path, network, self.task, self.recipe.preset, metadata)
-        return path
+        save_checkpoint(self.checkpoint_path, network, self.task, self.recipe.preset, metadata)
+        return self.checkpoint_path
 
-    def _drop_log_after(self, step: int) -> None:
-        """A killed run may have logged steps that its last state does not contain; they come again."""
-        for name in ("log.csv", "validation.csv"):
-            path = self.folder / name
-            if path.exists():
-                kept = [line for line in path.read_text().splitlines(True) if int(line.split(",")[0]) <= step]
-                with atomic_write(path) as temporary:
-                    temporary.write_text("".join(kept))
+
+def _by_kind(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+    """(pairs, clean ones)"""
+    pairs = [picture for picture in pictures if picture.degraded is not None]
+    return pairs, [picture for picture in pictures if picture.degraded is None]

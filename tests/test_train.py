@@ -16,11 +16,11 @@ from PIL import Image
 from running import echoir
 
 from echoir.checkpoint import load_checkpoint
-from echoir.data import CropKey, Crops, CropSchedule, list_images, split_images
-from echoir.degradations import blind_gaussian_noise
+from echoir.data import CropSchedule, Picture, list_pictures
+from echoir.journal import read_csv
 from echoir.network import EchoIR
 from echoir.recipe import Recipe, Stage
-from echoir.runtime.errors import ArtifactError, ImageError
+from echoir.runtime.errors import ArtifactError
 from echoir.strategy import DivergedError
 from echoir.train import Trainer
 
@@ -35,21 +35,21 @@ RECIPE = Recipe(
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Picture]:
     rng = np.random.default_rng(0)
     folder = tmp_path / "images"
     folder.mkdir()
     for index in range(4):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return list_images([folder])
+    return list_pictures([folder])
 
 
-def losses(folder: Path) -> list[str]:
-    return [line.split(",", 2)[2] for line in (folder / "log.csv").read_text().splitlines()]
+def losses(folder: Path) -> list[dict[str, str]]:
+    return [{name: row[name] for name in row if name != "seconds"} for row in read_csv(folder / "log.csv")]
 
 
 @pytest.mark.parametrize("strategy", ["single-level", "as-blo"])
-def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: list[Path], strategy: str) -> None:
+def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: list[Picture], strategy: str) -> None:
     recipe = replace(RECIPE, strategy=strategy)
     whole = Trainer("denoise", recipe, images, tmp_path / "whole")
     whole.run()
@@ -74,7 +74,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: lis
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, images: list[Path]) -> None:
+def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, images: list[Picture]) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'preset = "tiny"\nholdout = 1\nwarmup = 2\nvalidate_every = 1000\ncheckpoint_every = 1\n'
@@ -82,7 +82,7 @@ def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, images: list[Pa
     )
 
     def command(out: str) -> list[str]:
-        arguments = ["train", "--task", "denoise", "--data", str(images[0].parent), "--recipe", str(recipe)]
+        arguments = ["train", "--task", "denoise", "--data", str(images[0].clean.parent), "--recipe", str(recipe)]
         code = "from echoir.cli import run, cli; import sys; run(cli, sys.argv[1:])"
         return [sys.executable, "-c", code, *arguments, "--threads", "1", "-o", str(tmp_path / out), "--resume"]
 
@@ -99,7 +99,7 @@ def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, images: list[Pa
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-def test_a_diverged_run_stops_and_names_the_last_good_state(tmp_path: Path, images: list[Path]) -> None:
+def test_a_diverged_run_stops_and_names_the_last_good_state(tmp_path: Path, images: list[Picture]) -> None:
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     with torch.no_grad():
         trainer.network.output.weight.fill_(float("nan"))
@@ -108,7 +108,7 @@ def test_a_diverged_run_stops_and_names_the_last_good_state(tmp_path: Path, imag
     assert not (tmp_path / "run" / "state.safetensors").exists()
 
 
-def test_divergence_names_the_last_good_state(tmp_path: Path, images: list[Path]) -> None:
+def test_divergence_names_the_last_good_state(tmp_path: Path, images: list[Picture]) -> None:
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     trainer.save_state()
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_divergence_names_the_last_good_state(tmp_path: Path, images: list[Path]
         trainer.run()
 
 
-def test_every_step_of_bi_level_training_is_inside_the_barrier(tmp_path: Path, images: list[Path]) -> None:
+def test_every_step_of_bi_level_training_is_inside_the_barrier(tmp_path: Path, images: list[Picture]) -> None:
     seen: list[dict[str, float]] = []
     recipe = replace(RECIPE, strategy="as-blo", stages=(Stage(8, 16, 2),), learning_rate=3e-4)
     trainer = Trainer("denoise", recipe, images, tmp_path / "run", report=lambda **figures: seen.append(figures))
@@ -130,17 +130,17 @@ def test_every_step_of_bi_level_training_is_inside_the_barrier(tmp_path: Path, i
     assert moved == set(before)
 
 
-def test_the_two_levels_never_share_an_image(tmp_path: Path, images: list[Path]) -> None:
+def test_the_two_levels_never_share_an_image(tmp_path: Path, images: list[Picture]) -> None:
     recipe = replace(RECIPE, strategy="as-blo", holdout=0)
     trainer = Trainer("denoise", recipe, images, tmp_path / "run")
     lower, upper = next(trainer.batches())
     assert lower[1].shape == upper[1].shape
-    training, validation = split_images(trainer.training, 2, recipe.seed + 1)
+    training, validation = trainer.levels()
     assert len(training) == len(validation) == 2
     assert not set(training) & set(validation)
 
 
-def test_another_recipe_in_the_folder_is_refused_by_field(tmp_path: Path, images: list[Path]) -> None:
+def test_another_recipe_in_the_folder_is_refused_by_field(tmp_path: Path, images: list[Picture]) -> None:
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     trainer.save_state()
     other = Trainer("denoise", replace(RECIPE, learning_rate=5e-4), images, tmp_path / "run")
@@ -155,12 +155,12 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     for index in range(2):
         Image.fromarray(np.stack([np.tile(smooth, (48, 1))] * 3, -1)).save(folder / f"{index}.png")
     recipe = replace(RECIPE, stages=(Stage(25, 16, 2),), learning_rate=2e-3)
-    Trainer("denoise", recipe, list_images([folder]), tmp_path / "run").run()
-    values = [float(line.split(",")[1]) for line in losses(tmp_path / "run")]
+    Trainer("denoise", recipe, list_pictures([folder]), tmp_path / "run").run()
+    values = [float(row["loss"]) for row in losses(tmp_path / "run")]
     assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
 
 
-def test_the_exported_checkpoint_is_the_averaged_network(tmp_path: Path, images: list[Path]) -> None:
+def test_the_exported_checkpoint_is_the_averaged_network(tmp_path: Path, images: list[Picture]) -> None:
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     loaded = load_checkpoint(trainer.run())
     assert (loaded.task, loaded.preset) == ("denoise", "tiny")
@@ -170,44 +170,11 @@ def test_the_exported_checkpoint_is_the_averaged_network(tmp_path: Path, images:
         assert torch.equal(a, b)
 
 
-def test_a_crop_depends_on_its_number_alone(images: list[Path]) -> None:
-    first, again = (Crops(images, blind_gaussian_noise, seed=3) for _ in range(2))
-    again[CropKey(0, 16)]
-    for a, b in zip(first[CropKey(7, 16)], again[CropKey(7, 16)], strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(first[CropKey(7, 16)][1], first[CropKey(8, 16)][1])
-
-
-def test_a_picture_smaller_than_the_crop_is_reflected(images: list[Path]) -> None:
-    degraded, clean = Crops(images, blind_gaussian_noise, seed=0)[CropKey(0, 64)]
-    assert degraded.shape == clean.shape == (3, 64, 64)
-
-
 def test_ranks_share_the_crops_of_the_double_batch() -> None:
     double = replace(RECIPE, stages=(Stage(3, 16, 4), Stage(3, 24, 2)))
     ranks = [list(CropSchedule(RECIPE, 1, rank, 2)) for rank in range(2)]
     for whole, *parts in zip(CropSchedule(double, 1), *ranks, strict=True):
         assert sorted((key for part in parts for key in part), key=lambda key: key.number) == whole
-
-
-def test_split_is_disjoint_and_fixed_by_the_seed() -> None:
-    paths = [Path(str(i)) for i in range(20)]
-    training, held = split_images(paths, 5, seed=1)
-    assert len(held) == 5
-    assert set(training) | set(held) == set(paths)
-    assert not set(training) & set(held)
-    assert split_images(paths, 5, seed=1) == (training, held)
-    assert split_images(paths, 5, seed=2) != (training, held)
-
-
-def test_folders_without_pictures_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="not a folder"):
-        list_images([tmp_path / "missing"])
-    with pytest.raises(ImageError, match="no picture"):
-        list_images([tmp_path])
-    (tmp_path / "text.png").write_text("no picture at all")
-    with pytest.raises(ImageError, match=r"text\.png: cannot be read as a picture"):
-        Crops(list_images([tmp_path]), blind_gaussian_noise, 0)[CropKey(0, 8)]
 
 
 @pytest.mark.parametrize(
@@ -220,24 +187,34 @@ def test_folders_without_pictures_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_bad_requests_end_with_a_line_and_a_code(
-    tmp_path: Path, images: list[Path], options: list[str], code: int, message: str
+    tmp_path: Path, images: list[Picture], options: list[str], code: int, message: str
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('preset = "tiny"\nholdout = 1\n[[stages]]\nsteps = 1\npatch = 16\nbatch = 1\n')
-    arguments = ["train", "--task", "denoise", "--data", images[0].parent, "--recipe", recipe, "-o", tmp_path / "run"]
+    arguments = [
+        "train",
+        "--task",
+        "denoise",
+        "--data",
+        images[0].clean.parent,
+        "--recipe",
+        recipe,
+        "-o",
+        tmp_path / "run",
+    ]
     result = echoir(*arguments, *options)
     assert result.code == code
     assert message in result.err
 
 
-def test_a_damaged_state_is_refused(tmp_path: Path, images: list[Path]) -> None:
+def test_a_damaged_state_is_refused(tmp_path: Path, images: list[Picture]) -> None:
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     trainer.state_path.write_bytes(b"no state")
     with pytest.raises(ArtifactError, match="needed a state of echoir train"):
         trainer.resume()
 
 
-def test_weights_of_another_network_are_no_start(tmp_path: Path, images: list[Path]) -> None:
+def test_weights_of_another_network_are_no_start(tmp_path: Path, images: list[Picture]) -> None:
     other = EchoIR.from_preset("tiny", channel_attention=False)
     with pytest.raises(ArtifactError, match="the recipe trains another network"):
         Trainer("denoise", RECIPE, images, tmp_path / "run", start=other)

@@ -1,0 +1,5 @@
+"""``python -m echoir``, which is also what torchrun starts."""
+
+from echoir.cli import main
+
+main()
