@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Recipe:
 
     Attributes:
         preset: the network (``echoir.network.PRESETS``).
+        network: what to change of the preset, such as ``{"upsampler": "pixelshuffle"}`` (``EchoIRConfig``).
         stages: crop size and batch over time (progressive learning, Restormer).
         learning_rate, final_learning_rate: start and end of the schedule.
         warmup: steps of linear warm-up.
@@ -95,6 +97,7 @@ class Recipe:
     compile: bool = False
     strategy: str = "single-level"
     bilevel: BiLevel = BiLevel()
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -131,7 +134,7 @@ class Recipe:
         Raises:
             click.BadParameter: an unknown or missing field.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
+        unknown = set(values) - {known.name for known in fields(cls)}
         if unknown:
             raise click.BadParameter(f"unknown field in the recipe: {', '.join(sorted(unknown))}")
         if not values.get("stages") or "preset" not in values:

@@ -56,7 +56,7 @@ class Trainer:
     Raises:
         ArtifactError: the folder holds a damaged state, or a run of another recipe or task.
         BackendError: the device is not here.
-        click.BadParameter: an unknown preset.
+        click.BadParameter: an unknown preset, or an unknown switch of the network.
         DivergedError: (from :meth:`run`) a loss is no longer finite; the last state on disk is still good.
     """
 
@@ -81,7 +81,9 @@ class Trainer:
         if recipe.preset not in PRESETS:
             raise click.BadParameter(f"unknown preset {recipe.preset!r}; there are {', '.join(PRESETS)}")
         try:
-            self.network: EchoIR = EchoIR.from_preset(recipe.preset).to(device)
+            self.network: EchoIR = EchoIR.from_preset(recipe.preset, **recipe.network).to(device)
+        except (ValueError, TypeError) as error:  # an unknown switch, or an unknown value of one
+            raise click.BadParameter(f"the recipe's network: {error}") from None
         except (RuntimeError, AssertionError) as error:  # no such device, or CUDA that torch was built without
             reason = str(error).splitlines()[0]
             raise BackendError(f"device {device!r} cannot be used: {reason}") from None

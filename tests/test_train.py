@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -218,3 +219,11 @@ def test_weights_of_another_network_are_no_start(tmp_path: Path, images: list[Pi
     other = EchoIR.from_preset("tiny", channel_attention=False)
     with pytest.raises(ArtifactError, match="the recipe trains another network"):
         Trainer("denoise", RECIPE, images, tmp_path / "run", start=other)
+
+
+def test_a_recipe_can_change_the_network(tmp_path: Path, images: list[Picture]) -> None:
+    recipe = replace(RECIPE, stages=(Stage(1, 16, 1),), network={"upsampler": "transpose"})
+    loaded = load_checkpoint(Trainer("denoise", recipe, images, tmp_path / "run").run())
+    assert loaded.network.config.upsampler == "transpose"
+    with pytest.raises(click.BadParameter, match="upsampler must be one of"):
+        Trainer("denoise", replace(RECIPE, network={"upsampler": "nearest"}), images, tmp_path / "other")

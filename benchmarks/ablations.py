@@ -1,0 +1,97 @@
+"""The paper's Tables 4 and 6 in small: what guides the upsampler, and how the network is trained.
+
+    python benchmarks/ablations.py --data DIR [--table strategy|upsampler] [--seeds 3] [--steps 400] -o runs/ablations
+
+Every arm trains ``tiny`` for blind Gaussian denoising on the same crops from the same weights, seed by seed.
+A step of AS-BLO costs three forward-backward passes and one forward pass, counted as 10/3: ``single-level, equal
+passes`` takes that many more steps. PSNR is that of held-out pictures at sigma 25, averaged weights, in dB.
+Arms that are finished are not run again, so the command can be repeated with more seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from echoir.data import list_pictures
+from echoir.journal import read_csv
+from echoir.recipe import Recipe, Stage
+from echoir.train import Trainer
+
+PASSES = 10 / 3  # of an AS-BLO step, in forward-backward passes
+# name -> (strategy, share of the steps, switches of the network)
+TABLES = {
+    "strategy": {
+        "single-level, equal steps": ("single-level", 1.0, {}),
+        "single-level, equal passes": ("single-level", PASSES, {}),
+        "as-blo": ("as-blo", 1.0, {}),
+    },
+    "upsampler": {
+        "echo, guided by the encoder": ("single-level", 1.0, {}),
+        "echo, guided by the image": ("single-level", 1.0, {"reference": "image"}),
+        "pixel-shuffle": ("single-level", 1.0, {"upsampler": "pixelshuffle"}),
+        "transposed convolution": ("single-level", 1.0, {"upsampler": "transpose"}),
+    },
+}
+
+
+def train(arguments: argparse.Namespace, strategy: str, share: float, network: dict[str, str], seed: int) -> float:
+    """PSNR at sigma 25 of one run, or of the same run found in the folder."""
+    steps = round(arguments.steps * share)
+    name = "-".join([strategy, str(steps), *network.values(), str(seed)])
+    folder = arguments.output / name
+    if not (folder / "denoise.safetensors").exists():
+        recipe = Recipe(
+            "tiny",
+            (Stage(steps, arguments.patch, arguments.batch),),
+            learning_rate=arguments.learning_rate,
+            warmup=min(50, steps // 4),
+            ema=0.98,
+            seed=seed,
+            holdout=24,
+            validate_every=steps,
+            checkpoint_every=50,
+            autocast=True,
+            strategy=strategy,
+            network=network,
+        )
+        trainer = Trainer("denoise", recipe, list_pictures(arguments.data), folder)
+        trainer.resume()
+        trainer.run()
+    return float(read_csv(folder / "validation.csv")[-1]["sigma25"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", required=True, help="clean pictures; may be repeated")
+    parser.add_argument("--table", choices=TABLES, action="append", help="default: both")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--patch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the runs; kept between calls")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    tables = {name: TABLES[name] for name in arguments.table or TABLES}
+    # Seed by seed, so that a call that is cut short leaves whole comparisons.
+    results: dict[tuple[str, str], list[float]] = {}
+    for seed in range(arguments.seeds):
+        for table, arms in tables.items():
+            for arm, settings in arms.items():
+                psnr = train(arguments, *settings, seed)
+                results.setdefault((table, arm), []).append(psnr)
+                print(f"seed {seed}  {arm}: {psnr:.2f} dB", flush=True)
+    print(f"\n{arguments.steps} steps of {arguments.batch} crops of {arguments.patch}², {arguments.seeds} seeds")
+    for (table, arm), values in results.items():
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        print(f"{table:>10} | {arm:<28} | {mean(values):.2f}{spread} dB")
+
+
+if __name__ == "__main__":
+    main()
