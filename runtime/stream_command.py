@@ -1,0 +1,336 @@
+"""The command ``stream``: frames from a file, a camera or a pipe to a file, a pipeline or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from echoir.runtime.commands import model_option
+
+if TYPE_CHECKING:
+    from echoir.runtime.endpoints import Raw, Wishes
+    from echoir.runtime.pixels import Colour, Matrix, Range, Siting
+    from echoir.runtime.progress import Progress
+    from echoir.runtime.restorer import Restorer
+    from echoir.runtime.stream import Counters, Policy, Stream
+    from echoir.runtime.videoframes import Sink, Source, VideoFrame
+
+REPORT = 0.5  # seconds between updates of the counters on the terminal
+
+
+def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value} is not NAME=VALUE", ctx, parameter)
+    return dict(value.partition("=")[::2] for value in values)
+
+
+def _groups(*options: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_model_options = _groups(
+    click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]"),
+    click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]"),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads of the session. [default: one per physical core]"
+    ),
+)
+_live_options = _groups(
+    click.option(
+        "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="MS", help="Milliseconds a frame may take."
+    ),
+    click.option(
+        "--policy",
+        type=click.Choice(["pass", "drop", "slow"]),
+        default="pass",
+        show_default=True,
+        help="What becomes of frames that are late: they pass unrestored, are dropped, or the newest is restored "
+        "as often as the model can.",
+    ),
+    click.option("--queue", type=click.IntRange(min=1), help="Frames that may wait. [default: 4; 64 with a deadline]"),
+    click.option("--realtime", is_flag=True, help="Read the source no faster than its time stamps, like a camera."),
+    click.option("--timeout", default=10.0, show_default=True, help="Seconds after which a live source is lost."),
+    click.option(
+        "--retries", type=click.IntRange(min=0), default=10, show_default=True, help="Attempts to get it back."
+    ),
+)
+_pixel_options = _groups(
+    click.option("--size", metavar="WxH", help="Standard input has raw frames of this size."),
+    click.option("--pixel-format", metavar="NAME", help="... of this format, by FFmpeg's name, e.g. nv12."),
+    click.option("--rate", metavar="FPS", help="... so many a second, e.g. 30 or 30000/1001."),
+    click.option(
+        "--matrix",
+        type=click.Choice(["bt601", "bt709", "bt2020", "smpte240m", "fcc"]),
+        help="Colour matrix. [default: what the stream says]",
+    ),
+    click.option("--range", "range_", type=click.Choice(["limited", "full"]), help="Range of codes. [default: alike]"),
+    click.option("--siting", type=click.Choice(["left", "center", "topleft"]), help="Of chroma. [default: alike]"),
+)
+_sink_options = _groups(
+    click.option(
+        "--output-format", type=click.Choice(["y4m", "raw"]), help="Of standard output. [default: the input's]"
+    ),
+    click.option("--encoder", metavar="NAME", help="FFmpeg's. [default: libx264; libx265 of more than 8 bits]"),
+    click.option("--quality", type=click.IntRange(min=0), help="The encoder's CRF; lower is better. [default: 18]"),
+    click.option("--encoder-option", "encoder_options", multiple=True, metavar="NAME=VALUE", callback=_pairs),
+    click.option("--source-option", "source_options", multiple=True, metavar="NAME=VALUE", callback=_pairs),
+    click.option("--video-only", is_flag=True, help="Leave out audio and subtitles."),
+    click.option("--overwrite", is_flag=True, help="Replace SINK, and start anew instead of resuming."),
+)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("sink")
+@model_option
+@_model_options
+@_live_options
+@_pixel_options
+@_sink_options
+@click.option("--log-json", is_flag=True, help="Report progress and counters as JSON lines.")
+@click.option("--quiet", is_flag=True, help="Report failures only.")
+@click.pass_context
+def stream(
+    ctx: click.Context,
+    source: str,
+    sink: str,
+    model: str,
+    overlap: int | None,
+    batch: int | None,
+    threads: int | None,
+    deadline: float | None,
+    policy: Policy,
+    queue: int | None,
+    realtime: bool,
+    matrix: Matrix | None,
+    range_: Range | None,
+    siting: Siting | None,
+    log_json: bool,
+    quiet: bool,
+    **wishes: Any,
+) -> None:
+    """Restore video: a file, a camera, a pipe.
+
+    \b
+    SOURCE  a video file, /dev/video0, rtsp://...; a GStreamer pipeline
+            ("v4l2src ! video/x-raw,format=NV12"); - for standard input:
+            YUV4MPEG2, or raw frames with --size and --pixel-format
+    SINK    a video file, which keeps audio, subtitles, time stamps and
+            colour tags; a GStreamer pipeline; - for standard output; null
+
+    Without a deadline every frame is restored and goes out in order. With --deadline the source is never
+    kept waiting, and --policy says what becomes of frames that the model is too slow for; counters tell.
+
+    The first SIGINT or SIGTERM finishes the file. A file made from a file can be resumed by the same command.
+    """
+    import os
+
+    if sink == "-" and os.isatty(1):
+        raise click.UsageError("standard output is a terminal: pipe it into a program or a file")
+    from echoir.runtime.restorer import Restorer
+
+    wanted = _wishes(source, **wishes)
+    with Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer:
+        run = _Run(restorer, source, sink, wanted, deadline and deadline / 1e3, policy, queue, realtime)
+        code = run((matrix, range_, siting), log_json, quiet)
+    if code:
+        ctx.exit(code)
+
+
+def _wishes(
+    source: str, size: str | None, pixel_format: str | None, rate: str | None, timeout: float, retries: int, **rest: Any
+) -> Wishes:
+    from echoir.runtime.endpoints import Wishes
+
+    if (size is None) != (pixel_format is None):
+        raise click.UsageError("raw frames need both --size and --pixel-format")
+    if source != "-" and (size or rate):
+        raise click.UsageError("--size, --pixel-format and --rate are for raw frames on standard input")
+    raw = _raw(size, pixel_format, rate) if size and pixel_format else None
+    return Wishes(raw=raw, timeout=timeout, retries=retries, **rest)
+
+
+def _raw(size: str, pixel_format: str, rate: str | None) -> Raw:
+    from fractions import Fraction
+
+    from echoir.runtime.endpoints import Raw
+
+    try:
+        width, height = (int(side) for side in size.lower().split("x"))
+        fraction = None if rate is None else Fraction(rate)
+        if fraction is not None and fraction <= 0:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise click.UsageError(f"--size is WxH and --rate frames per second, got {size} and {rate}") from None
+    return Raw(width, height, pixel_format, fraction)
+
+
+class _Run:
+    """One run of the command."""
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        source: str,
+        sink: str,
+        wishes: Wishes,
+        deadline: float | None,
+        policy: Policy,
+        queue: int | None,
+        realtime: bool,
+    ) -> None:
+        self.restorer, self.source_name, self.sink_name, self.wishes = restorer, source, sink, wishes
+        self.deadline, self.policy, self.queue, self.realtime = deadline, policy, queue, realtime
+        self.failure: Exception | None = None  # of the source: what came before it is finished first
+        self.signal = 0
+        self.notes: list[str] = []  # until there is a progress to tell them
+
+    def note(self, message: str) -> None:
+        """Say what went wrong without ending the run."""
+        self.notes.append(message)
+
+    def __call__(
+        self, overrides: tuple[Matrix | None, Range | None, Siting | None], log_json: bool, quiet: bool
+    ) -> int:
+        """Returns the exit code, or raises an error of the project's."""
+        from contextlib import ExitStack
+
+        from echoir.runtime.endpoints import open_source
+        from echoir.runtime.progress import Progress
+        from echoir.runtime.stream import Stream
+        from echoir.runtime.videoframes import FrameRestorer, resolve_colour
+
+        with ExitStack() as stack:
+            source = open_source(self.source_name, self.wishes, lambda message: self.note(message))
+            stack.callback(source.close)
+            info = source.info
+            colour, assumed = resolve_colour(info, matrix=overrides[0], range=overrides[1], siting=overrides[2])
+            sink = self._open_sink(source, colour)
+            stack.callback(sink.close)
+            done: int = getattr(sink, "done", 0)
+            work = FrameRestorer(self.restorer, info, colour, source, sink)
+            stream: Stream[VideoFrame] = Stream(
+                self._frames(source, done),
+                work,
+                deadline=self.deadline,
+                policy=self.policy,
+                depth=self.queue,
+                discard=source.give_back,
+            )
+            with (
+                Progress("stream", info.frames, "frames", done=done, log_json=log_json, quiet=quiet) as progress,
+                _signals(self, stream),
+            ):
+                self._introduce(source, colour, assumed, done, quiet, progress)
+                self._write(stream, source, sink, progress)
+                sink.finish(complete=not self.signal)
+            if not quiet and not log_json:
+                click.echo(f"stream: {stream.counters}", err=True)
+            self._check(source, stream.counters, done)
+            if self.signal and not source.live:
+                click.echo("interrupted; what was done is finished", err=True)
+                return 128 + self.signal
+        return 0
+
+    def _open_sink(self, source: Source, colour: Colour) -> Sink:
+        from echoir.runtime.endpoints import fingerprint, open_sink
+
+        identity = None
+        if self.deadline is None:
+            identity = {
+                "source": fingerprint(self.source_name),
+                "model": self.restorer.manifest.model.sha256,
+                "overlap": self.restorer.overlap,
+                "colour": vars(colour),
+            }
+        return open_sink(
+            self.sink_name, self.source_name, source, self.wishes, lambda message: self.note(message), identity
+        )
+
+    def _introduce(
+        self, source: Source, colour: Colour, assumed: list[str], done: int, quiet: bool, progress: Progress
+    ) -> None:
+        """Say what comes in and what was assumed about it, and from now on say things at once."""
+        if not quiet:
+            info = source.info
+            meant: list[str] = [colour.matrix] if info.format.kind == "yuv" else []
+            if info.format.kind != "rgb":
+                meant += [f"{colour.range} range"] + (
+                    [f"chroma {colour.siting}"] if info.format.shared != (0, 0) else []
+                )
+            self.notes = ["; ".join([str(info), *([", ".join(meant)] if meant else [])]), *assumed, *self.notes]
+            if done:
+                self.notes.append(f"resuming after {done} frames that are done")
+            if source.live and self.deadline is None:
+                self.notes.append(
+                    "a live source without --deadline: what the model is too slow for is lost in the source"
+                )
+        for message in self.notes:
+            progress.note(message)
+        self.note = progress.note  # type: ignore[method-assign]
+
+    def _frames(self, source: Source, done: int) -> Iterator[VideoFrame]:
+        from itertools import islice
+
+        from echoir.runtime.endpoints import in_real_time
+        from echoir.runtime.errors import ImageError
+
+        frames = islice(source.frames(), done, None)
+        try:
+            yield from in_real_time(frames, source.info.time_base) if self.realtime else frames
+        except ImageError as error:
+            self.failure = error
+
+    def _write(self, stream: Stream[VideoFrame], source: Source, sink: Sink, progress: Progress) -> None:
+        import time
+
+        counters, reported, written = stream.counters, 0.0, 0
+        for passage in stream:
+            sink.write(passage.item)
+            source.give_back(passage.item)
+            written += 1
+            if (now := time.monotonic()) - reported >= REPORT:
+                reported = now
+                progress.advance(written, **counters.to_dict())
+                written = 0
+        progress.advance(written, **counters.to_dict())
+
+    def _check(self, source: Source, counters: Counters, done: int) -> None:
+        """Say what went wrong with the source, after all that it gave has been written."""
+        from echoir.runtime.errors import ImageError
+
+        if self.failure is not None:
+            raise self.failure
+        if not counters.frames and not done and not self.signal:
+            raise ImageError(f"{self.source_name} has no frame")
+        if damaged := getattr(source, "damaged", 0):
+            raise ImageError(f"{self.source_name} is damaged in {damaged} places; the rest was restored")
+
+
+@contextmanager
+def _signals(run: _Run, stream: Stream[VideoFrame]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the stream properly, the second at once."""
+    import signal
+
+    def stop(number: int, frame: object) -> None:
+        run.signal = number
+        stream.stop()
+        for name in names:
+            signal.signal(name, signal.default_int_handler)
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, stop) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
