@@ -10,6 +10,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from echoir.runtime.errors import needs_extra
 from echoir.runtime.files import atomic_write
 
 FLUSH_SECONDS = 30
@@ -24,7 +25,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        with needs_extra("train"):
+            from torch.utils.tensorboard import SummaryWriter
 
         for name in ("log.csv", "validation.csv"):
             _drop_rows_after(folder / name, step)
