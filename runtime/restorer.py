@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
-from echoir.runtime.sessions import Device, Session, open_session
-from echoir.runtime.tiling import Weights, reflect, tile_starts, tile_weights
+from echoir.runtime.sessions import Device, ImageSession, Session, open_session
+from echoir.runtime.tiling import Axis, reflect, tile_axis
 
 if TYPE_CHECKING:
     from echoir.runtime.stream import Frame, ImageStream, Policy
@@ -167,6 +167,9 @@ class Restorer:
         if height < 1 or width < 1:
             raise ImageError(f"an image has at least one pixel, got {height} x {width}")
         down, across = self._axis(0, height), self._axis(1, width)
+        if isinstance(self.session, ImageSession):
+            yield from self._strips_on_device(self.session, read_rows, down, across, width, on_tiles)
+            return
         # Sums of weighted tiles; row 0 is the first row not yet given out. Pixels and channels share an
         # axis, [rows, W * 3], since numpy is slow where the innermost axis is as short as three.
         sums = np.zeros((down.covered, width * 3), np.float32)
@@ -192,6 +195,37 @@ class Restorer:
             sums[:-finished] = sums[finished:]
             sums[-finished:] = 0
 
+    def _strips_on_device(
+        self,
+        session: ImageSession,
+        read_rows: ReadRows,
+        down: Axis,
+        across: Axis,
+        width: int,
+        on_tiles: OnTiles | None,
+    ) -> Iterator[Array]:
+        """The same where the session cuts and blends by itself."""
+        held: dict[int, Array] = {}  # strips under way, for a closer look at a suspect tile
+
+        def read(strip: int) -> Array:
+            y = down.starts[strip]
+            held[strip] = read_rows(y, y + down.covered)
+            self._check(held[strip], down.covered, width)
+            return held[strip]
+
+        total = len(down.starts) * len(across.starts)
+        with closing(session.strips(read, down, across, self.batch)) as strips:
+            for i, strip in enumerate(strips):
+                rows = held.pop(i)
+                for x, value in strip.suspects:
+                    tile = next(tiles[x - xs[0]] for xs, tiles in self._cut(rows, down, across) if x in xs)
+                    output = np.full(tile.shape, value, self.manifest.output.dtype)
+                    place = (down.starts[i], across.starts[x])
+                    _guard(tile, output, PEAKS[rows.dtype], place, self.manifest)
+                if on_tiles is not None:
+                    on_tiles((i + 1) * len(across.starts), total)
+                yield strip.rows
+
     def close(self) -> None:
         """Close the session."""
         self.session.close()
@@ -202,10 +236,9 @@ class Restorer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _axis(self, axis: int, size: int) -> _Axis:
+    def _axis(self, axis: int, size: int) -> Axis:
         tile = (self.manifest.tile.height, self.manifest.tile.width)[axis]
-        starts = tile_starts(size, tile, self.overlap)
-        return _Axis(tile, min(tile, size), starts, tile_weights(size, tile, starts))
+        return tile_axis(size, tile, self.overlap)
 
     def _check(self, rows: Array, height: int, width: int) -> None:
         if rows.shape not in ((height, width, 3), (height, width)):
@@ -220,7 +253,7 @@ class Restorer:
         if rows.dtype == np.float32 and not np.isfinite(rows).all():
             raise ImageError("the image holds NaN or infinite pixels")
 
-    def _cut(self, rows: Array, down: _Axis, across: _Axis) -> Iterator[tuple[range, Array]]:
+    def _cut(self, rows: Array, down: Axis, across: Axis) -> Iterator[tuple[range, Array]]:
         """Batches of one strip's tiles, [N, tile height, tile width, 3] in the image's type."""
         height, width = down.covered, across.covered
         below, right = reflect(height, down.tile)[height:], reflect(width, across.tile)[width:]
@@ -250,14 +283,6 @@ class Restorer:
         white = np.float32(sink.range[1])
         # A copy in any case: the sums weight it in place.
         return np.divide(restored, white, dtype=np.float32, order="C")
-
-
-@dataclass(frozen=True)
-class _Axis:
-    tile: int
-    covered: int  # pixels of the tile that lie inside the image
-    starts: list[int]
-    weights: list[Weights]
 
 
 def _finish(sums: Floats, rows: Array) -> Iterator[Array]:

@@ -6,7 +6,8 @@ they become an image is :mod:`echoir.runtime.restorer`'s business.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from echoir.runtime.errors import ArtifactError, BackendError
 if TYPE_CHECKING:
     import onnxruntime
     from typing_extensions import Self
+
+    from echoir.runtime.device_image import Strip
+    from echoir.runtime.tiling import Axis
 
 Device = Literal["cpu", "cuda"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,13 +39,24 @@ class Session(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+@runtime_checkable
+class ImageSession(Session, Protocol):
+    """A session that also cuts an image into tiles and blends them, on its device."""
+
+    def strips(
+        self, read: Callable[[int], Array], down: Axis, across: Axis, batch: int
+    ) -> Generator[Strip, None, None]:
+        """See :meth:`echoir.runtime.tensorrt_session.TensorRTSession.strips`."""
+
+
 def open_session(artifact: Artifact, *, threads: int | None = None, device: Device = "cpu") -> Session:
     """A session for an artifact, checked against its manifest.
 
     Args:
         artifact: what :meth:`Artifact.open` returned.
         threads: CPU threads; None leaves it to ONNX Runtime (one per physical core).
-        device: ``"cuda"`` needs an ONNX Runtime with that provider.
+        device: ``"cuda"`` needs an ONNX Runtime with that provider. An engine runs on the first CUDA
+            device, whatever is said here.
 
     Raises:
         ArtifactError: the file is no model, or its tensors are not what the manifest says.
@@ -50,10 +65,9 @@ def open_session(artifact: Artifact, *, threads: int | None = None, device: Devi
     backend = artifact.manifest.model.backend
     if backend == "onnxruntime":
         return OnnxSession(artifact, threads=threads, device=device)
-    raise BackendError(
-        f"{artifact.model_path.name} is a {backend} engine, and this version runs engines only in their own tools "
-        "(trtexec, tensorrt_rtx); restore with the .onnx file of the same export"
-    )
+    from echoir.runtime.tensorrt_session import TensorRTSession
+
+    return TensorRTSession(artifact)
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
@@ -159,21 +173,22 @@ def _check_tensors(manifest: Manifest, session: onnxruntime.InferenceSession) ->
     ):
         if len(actual) != 1:
             raise ArtifactError(role, f"{len(actual)} tensors", "one")
-        _check_tensor(role, spec, manifest, actual[0])
+        types = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+        # A dynamic axis has a name or None in place of a number.
+        shape = [size if isinstance(size, int) else 0 for size in actual[0].shape]
+        check_tensor(role, spec, manifest, actual[0].name, types.get(actual[0].type, actual[0].type), shape)
 
 
-def _check_tensor(role: str, spec: TensorSpec, manifest: Manifest, actual: onnxruntime.NodeArg) -> None:
+def check_tensor(role: str, spec: TensorSpec, manifest: Manifest, name: str, dtype: str, shape: list[int]) -> None:
+    """Refuse a tensor of a model that is not what the manifest says; 0 in a shape stands for any size."""
     hint = "the manifest does not belong to this model"
-    if actual.name != spec.name:
-        raise ArtifactError(f"{role}.name", actual.name, spec.name, hint)
-    types = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
-    if (dtype := types.get(actual.type, actual.type)) != spec.dtype:
+    if name != spec.name:
+        raise ArtifactError(f"{role}.name", name, spec.name, hint)
+    if dtype != spec.dtype:
         raise ArtifactError(f"{role}.dtype", dtype, spec.dtype, hint)
     tile = manifest.tile
     needed = spec.shape(tile.batch or 0, tile.height, tile.width)
-    # A dynamic axis has a name or None in place of a number.
-    found = [size if isinstance(size, int) else 0 for size in actual.shape]
-    if found != list(needed):
-        shown = ["any" if size == 0 else size for size in found]
+    if shape != list(needed):
+        shown = ["any" if size == 0 else size for size in shape]
         wanted = ["any" if size == 0 else size for size in needed]
         raise ArtifactError(f"{role}.shape", shown, wanted, f"{hint}: wrong tile, batch or layout")

@@ -7,6 +7,7 @@ the next fades in; the weights of a pixel sum to one. Two axes multiply.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,28 @@ def tile_weights(size: int, tile: int, starts: list[int]) -> list[Weights]:
         raw.append(weight)
     pairs = zip(starts, raw, strict=True)
     return [(weight / total[start : start + length]).astype(np.float32) for start, weight in pairs]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The tiles along one axis of an image.
+
+    Attributes:
+        tile: pixels of a tile.
+        covered: pixels of each tile that lie inside the image.
+        starts, weights: as :func:`tile_starts` and :func:`tile_weights` give them.
+    """
+
+    tile: int
+    covered: int
+    starts: list[int]
+    weights: list[Weights]
+
+
+def tile_axis(size: int, tile: int, overlap: int) -> Axis:
+    """The tiles along an axis of ``size`` pixels; arguments as for :func:`tile_starts`."""
+    starts = tile_starts(size, tile, overlap)
+    return Axis(tile, min(tile, size), starts, tile_weights(size, tile, starts))
 
 
 def reflect(size: int, length: int) -> Indices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from builders import make_artifact, make_manifest, make_model
 
 from echoir.runtime.artifact import FLOAT_NCHW, Artifact, Engine, Model, TensorSpec, write_artifact
-from echoir.runtime.errors import ArtifactError, BackendError
+from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
 from echoir.runtime.sessions import open_session
 
 
@@ -82,10 +83,15 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         open_session(write_artifact(make_manifest(), tmp_path / "x.onnx"))
 
 
-def test_an_engine_says_where_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("missing", "extra"), [("tensorrt_rtx", "rtx"), ("pycuda", "cuda")])
+def test_an_engine_says_what_it_needs(
+    missing: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x.engine").write_bytes(b"engine")
     manifest = make_manifest(model=Model("tensorrt-rtx"), engine=Engine("1.7", ("8.9",), 1.0), onnx_sha256="0" * 64)
-    with pytest.raises(BackendError, match=r"x\.engine is a tensorrt-rtx engine") as caught:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", ModuleType("tensorrt_rtx"))
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(MissingExtraError, match=rf"{missing} is not installed.*echoir\[{extra}\]") as caught:
         open_session(write_artifact(manifest, tmp_path / "x.engine"))
     assert caught.value.exit_code == 6
 

@@ -1,0 +1,213 @@
+"""An image in strips of tiles on the device: what :mod:`echoir.runtime.restorer` does with numpy, without the host.
+
+A row of the image crosses the bus once each way. Rows go up through pinned memory into a ring that
+holds two strips of tiles; tiles are cut from it, run, checked and blended into a ring of sums; finished
+rows come down through pinned memory. Uploads, inference, blending and downloads run in streams of their
+own, two strips and two batches at a time; events keep a buffer from being written while it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from echoir.runtime.cuda import BLOCK, Cuda, Memory, grid
+from echoir.runtime.tiling import Axis
+
+if TYPE_CHECKING:
+    from echoir.runtime.tensorrt_session import Lane
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ReadStrip = Callable[[int], Array]
+KINDS = {np.dtype(np.uint8): 0, np.dtype(np.uint16): 1, np.dtype(np.float32): 2}  # as in tiles.cu
+NAN, INFINITE, OUTPUT_VARIES, INPUT_VARIES = 1, 2, 4, 8  # bits of the flags, as in tiles.cu
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One strip of tiles, done.
+
+    Attributes:
+        rows: finished rows, [rows, W, 3] or [rows, W], of the image's type; they last until the next
+            strip is asked for.
+        suspects: (tile, a value of its output) where the output has NaN or infinite values, or is
+            constant though the input is not. The value is NaN, infinite, or the constant.
+    """
+
+    rows: Array
+    suspects: list[tuple[int, float]]
+
+
+class DeviceImage:
+    """Buffers for images of one width, tile grid and pixel type; and the work on one image at a time.
+
+    Args:
+        cuda: the device.
+        kernels: those of tiles.cu.
+        down, across: the tile grid.
+        rows: a strip of an image, for its shape and type.
+    """
+
+    def __init__(self, cuda: Cuda, kernels: dict[str, Any], down: Axis, across: Axis, rows: Array) -> None:
+        self._cuda, self._kernels = cuda, kernels
+        self._down, self._across = down, across
+        self._height, self._width = down.covered, rows.shape[1]
+        self._kind, self._dtype = KINDS[rows.dtype], rows.dtype
+        self._channels = 3 if rows.ndim == 3 else 1
+        self._row_shape = rows.shape[1:]
+        self._row = rows[0].nbytes
+        self._ring = 2 * self._height
+        self._memory = memory = Memory(cuda)
+        try:
+            self._image = memory.take(self._ring * self._row)
+            self._sums = memory.take(self._height * self._width * 3 * 4)
+            self._finished = [memory.take(self._height * self._row) for _ in range(2)]
+            self._flag_count = 2 * len(across.starts)
+            self._flags = [memory.take(self._flag_count * 4) for _ in range(2)]
+            self._starts = memory.copy(np.asarray(across.starts, np.int32))
+            self._weights_across = memory.copy(np.stack(across.weights))
+            self._weights_down = memory.copy(np.stack(down.weights))
+            self._staged = [cuda.pinned(rows.shape, self._dtype) for _ in range(2)]
+            self._fetched = [cuda.pinned(rows.shape, self._dtype) for _ in range(2)]
+            self._fetched_flags = [cuda.pinned((len(across.starts), 2), np.dtype(np.int32)) for _ in range(2)]
+            self._upload, self._blend, self._download = (cuda.stream() for _ in range(3))
+            self._uploaded, self._cut, self._blended, self._downloaded = (
+                [cuda.event() for _ in range(2)] for _ in range(4)
+            )
+        except BaseException:
+            memory.free()
+            raise
+
+    def fits(self, down: Axis, across: Axis, rows: Array) -> bool:
+        """Whether images of this geometry go through these buffers."""
+        mine = (self._height, self._width, self._dtype, self._row_shape, self._down.starts, self._across.starts)
+        return mine == (down.covered, rows.shape[1], rows.dtype, rows.shape[1:], down.starts, across.starts)
+
+    def restore(self, lane: Lane, read: ReadStrip, first: Array) -> Iterator[Strip]:
+        """Work through an image; between strips, the context is current in no thread.
+
+        Args:
+            lane: runs batches of tiles.
+            read: gives a strip of the image by its number, one after the other from 1 on.
+            first: strip 0.
+        """
+        count = len(self._down.starts)
+        try:
+            for strip in range(count + 1):
+                if strip < count:
+                    rows = first if strip == 0 else read(strip)
+                    with self._cuda.current():
+                        self._send(strip, rows)
+                        self._process(strip, lane)
+                        self._fetch(strip)
+                if strip > 0:
+                    with self._cuda.current():
+                        self._downloaded[(strip - 1) % 2].synchronize()
+                    yield self._result(strip - 1)
+        except BaseException:  # given up halfway: what runs must end before the buffers serve another image
+            with self._cuda.current():
+                for stream in (self._upload, lane.compute, self._blend, self._download):
+                    stream.synchronize()
+            raise
+
+    def free(self) -> None:
+        """Give everything back; the context is current."""
+        self._memory.free()
+        self.__dict__.clear()
+
+    def _send(self, strip: int, rows: Array) -> None:
+        """New rows of a strip into the ring."""
+        slot, top = strip % 2, self._down.starts[strip]
+        begin = top if strip == 0 else self._down.starts[strip - 1] + self._height
+        end = top + self._height
+        if strip >= 2:
+            self._uploaded[slot].synchronize()  # the pinned rows were still being read
+            self._upload.wait_for_event(self._cut[slot])  # and the ring's, by the tiles of two strips ago
+        staged = self._staged[slot][: end - begin]
+        np.copyto(staged, rows[begin - top :])
+        done = begin
+        while done < end:
+            here = min(end - done, self._ring - done % self._ring)
+            target = self._image + done % self._ring * self._row
+            part = staged[done - begin : done - begin + here]
+            self._cuda.driver.memcpy_htod_async(target, part, self._upload)
+            done += here
+        self._uploaded[slot].record(self._upload)
+
+    def _process(self, strip: int, lane: Lane) -> None:
+        """All tiles of a strip: cut, run, check, blend; then its finished rows."""
+        slot, top, tiles = strip % 2, self._down.starts[strip], len(self._across.starts)
+        driver, compute, blend = self._cuda.driver, lane.compute, self._blend
+        if strip == 0:
+            driver.memset_d32_async(self._sums, 0, self._height * self._width * 3, blend)
+        if strip >= 2:
+            blend.wait_for_event(self._downloaded[slot])
+        driver.memset_d32_async(self._flags[slot], 0, self._flag_count, blend)
+        compute.wait_for_event(self._uploaded[slot])
+        source, sink = lane.given, lane.made
+        down = self._weights_down + strip * self._height * 4
+        for first in range(0, tiles, lane.batch):
+            count = min(lane.batch, tiles - first)
+            tiles_slot = lane.next_slot()
+            compute.wait_for_event(tiles_slot.read)  # the tiles before these have been blended
+            self._launch(
+                "cut", compute, grid(source.width, source.height, lane.batch),
+                self._image, self._kind, self._channels, self._width, self._ring, top, self._height,
+                self._starts, first, tiles - 1, self._across.covered,
+                tiles_slot.given, source.height, source.width, source.channels_last, source.bytes,
+            )  # fmt: skip
+            lane.infer(tiles_slot)
+            blend.wait_for_event(tiles_slot.written)
+            self._launch(
+                "check", blend, grid(sink.width, sink.height, count),
+                tiles_slot.given, tiles_slot.made, sink.height, sink.width,
+                source.channels_last, source.bytes, sink.channels_last, sink.bytes,
+                self._flags[slot] + first * 8,
+            )  # fmt: skip
+            left, right = self._across.starts[first], self._across.starts[first + count - 1] + self._across.covered
+            self._launch(
+                "blend", blend, grid(right - left, self._height),
+                tiles_slot.made, sink.height, sink.width, sink.channels_last, sink.bytes,
+                self._starts, first, count, down, self._weights_across,
+                self._sums, self._width, self._height, top, self._height, self._across.covered,
+            )  # fmt: skip
+            tiles_slot.read.record(blend)
+        self._cut[slot].record(compute)
+        self._launch(
+            "finish", blend, grid(self._width, self._rows(strip)),
+            self._sums, self._width, self._height, top, self._rows(strip),
+            self._finished[slot], self._kind, self._channels,
+        )  # fmt: skip
+        self._blended[slot].record(blend)
+
+    def _fetch(self, strip: int) -> None:
+        """Finished rows and flags on their way to the host."""
+        slot, driver = strip % 2, self._cuda.driver
+        self._download.wait_for_event(self._blended[slot])
+        driver.memcpy_dtoh_async(self._fetched[slot][: self._rows(strip)], self._finished[slot], self._download)
+        driver.memcpy_dtoh_async(self._fetched_flags[slot], self._flags[slot], self._download)
+        self._downloaded[slot].record(self._download)
+
+    def _result(self, strip: int) -> Strip:
+        suspects = []
+        for tile, (found, bits) in enumerate(self._fetched_flags[strip % 2]):
+            value = float(np.int32(bits).view(np.float32))
+            if found & NAN:
+                suspects.append((tile, float("nan")))
+            elif found & INFINITE:
+                suspects.append((tile, float("inf")))
+            elif not found & OUTPUT_VARIES and found & INPUT_VARIES:
+                suspects.append((tile, value))
+        return Strip(self._fetched[strip % 2][: self._rows(strip)], suspects)
+
+    def _rows(self, strip: int) -> int:
+        """How many rows no later strip adds to."""
+        starts = self._down.starts
+        end = starts[strip + 1] if strip + 1 < len(starts) else starts[strip] + self._height
+        return end - starts[strip]
+
+    def _launch(self, name: str, stream: Any, blocks: tuple[int, int, int], *arguments: int) -> None:
+        self._kernels[name].prepared_async_call(blocks, BLOCK, stream, *arguments)
