@@ -208,7 +208,12 @@ def driver(gpu: Gpu) -> ModuleType:
             pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
             sizes = [(ctypes.c_int * 3)(*size) for size in (grid, block)]
             run = getattr(gpu.kernels, f"run_{self.name}")
-            stream.put(lambda: (values, run(*sizes, pointers)) and None)
+
+            def work() -> None:
+                run(*sizes, pointers)
+                values.clear()  # they had to live until now
+
+            stream.put(work)
 
     class Context:
         def push(self) -> None:

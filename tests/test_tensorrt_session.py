@@ -215,8 +215,8 @@ def test_an_image_given_up_halfway_leaves_the_session_usable(
 
 @pytest.mark.parametrize(
     "call",
-    ["mem_alloc", "pagelocked_empty", "Stream", "Event", "launch", "memcpy_htod_async", "memcpy_dtoh_async"]
-    + ["execute_async_v3", "create_execution_context", "module_from_buffer", "synchronize", "memset"],
+    "mem_alloc pagelocked_empty Stream Event launch memcpy_htod_async memcpy_dtoh_async execute_async_v3 "
+    "create_execution_context module_from_buffer synchronize memset".split(),
 )
 @pytest.mark.parametrize("after", [1, 2, 6])
 def test_a_failing_call_ends_in_one_error_and_nothing_is_left(
@@ -311,7 +311,7 @@ def test_an_engine_of_another_version_is_refused_by_field(
 ) -> None:
     start(version)
     _, engine = make_engine(tmp_path, details=changes)
-    with pytest.raises(ArtifactError, match="build one here from the .onnx") as caught:
+    with pytest.raises(ArtifactError, match=r"build one here from the \.onnx") as caught:
         open_session(engine)
     assert caught.value.field == field
 
@@ -340,7 +340,7 @@ def test_an_engine_that_does_not_load_says_why(start: Start, tmp_path: Path) -> 
     start()
     _, engine = make_engine(tmp_path)
     engine.model_path.write_bytes(b"evil")
-    with pytest.raises(ArtifactError, match="does not load .magic tag does not match"):
+    with pytest.raises(ArtifactError, match=r"does not load .magic tag does not match"):
         open_session(write_artifact(engine.manifest, engine.model_path))
 
 
