@@ -1,0 +1,233 @@
+"""GStreamer: pipelines as source and sink, the element ``echoirrestore``, and the two together with real programs."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.gstreamer import NAMES, plugin_path
+
+DEBIAN = "/usr/lib/python3/dist-packages"
+WITH = "video/x-raw,width=48,height=36,framerate=30/1"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where programs find GStreamer's binding, this Python's packages, and the element.
+
+    Debian's binding is for Debian's Python; it is used by a Python of the same version elsewhere too, through a
+    folder that holds it alone, so that Debian's numpy does not come along.
+    """
+    if shutil.which("gst-launch-1.0") is None:
+        pytest.skip("needs gst-launch-1.0 (make packages)")
+    folder = tmp_path_factory.mktemp("gi")
+    paths = [str(folder), *site.getsitepackages()]
+    if importlib.util.find_spec("gi") is None:
+        if not glob.glob(f"{DEBIAN}/gi/_gi.cpython-{sys.version_info[0]}{sys.version_info[1]}-*.so"):
+            pytest.skip("needs GStreamer's Python binding for this Python (make packages)")
+        (folder / "gi").symlink_to(f"{DEBIAN}/gi")
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
+        "GST_PLUGIN_PATH": plugin_path(),
+        "GST_REGISTRY": str(folder / "registry.bin"),
+    }
+
+
+@pytest.fixture(scope="module")
+def loader(environment: dict[str, str]) -> dict[str, str]:
+    """The same, where GStreamer's Python plug-in loader runs a Python that can use this one's packages."""
+    if subprocess.run(["gst-inspect-1.0", "python"], env=environment, capture_output=True).returncode:
+        pytest.skip("needs GStreamer's Python plug-in loader (make packages)")
+    version = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
+    )
+    if version.stdout.split() != [str(part) for part in sys.version_info[:2]]:
+        pytest.skip(f"GStreamer's loader runs Python {version.stdout.strip()}, these packages are for another")
+    return environment
+
+
+def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(list(map(str, arguments)), env=environment, capture_output=True, timeout=60)
+    print(done.stdout.decode(errors="replace")[-2000:], done.stderr.decode(), file=sys.stderr)
+    return done
+
+
+def stream(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    return run(environment, sys.executable, "-c", "from echoir.cli import main; main()", "stream", *arguments)
+
+
+def launch(environment: dict[str, str], text: str) -> subprocess.CompletedProcess[bytes]:
+    return run(environment, "gst-launch-1.0", "-q", *text.split())
+
+
+def frames_of(environment: dict[str, str], text: str, path: Path) -> bytes:
+    """What a pipeline makes, without rows being padded: 48 pixels need none."""
+    assert launch(environment, f"{text} ! filesink location={path}").returncode == 0
+    return path.read_bytes()
+
+
+def test_formats_are_named_alike_in_the_element() -> None:
+    source = Path(plugin_path(), "python", "echoirrestore.py").read_text()
+    start = source.index("FORMATS = (")
+    listed = "".join(part for part in source[start : source.index(")", start)].split('"')[1::2])
+    assert listed.split(",") == list(NAMES)
+
+
+@pytest.mark.parametrize("name", ["NV12", "BGRx", "GRAY8", "P010_10LE", "I420_10LE"])
+def test_a_pipeline_is_a_source(name: str, environment: dict[str, str], identity: Artifact, tmp_path: Path) -> None:
+    text = f"videotestsrc num-buffers=5 ! {WITH},format={name}"
+    done = stream(environment, text, "-", "--output-format", "raw", "-m", identity.model_path, "--quiet")
+    assert done.returncode == 0
+    assert done.stdout == frames_of(environment, text, tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", ["NV12", "RGB", "I420"])
+def test_a_pipeline_is_a_sink(name: str, environment: dict[str, str], identity: Artifact, tmp_path: Path) -> None:
+    text = f"videotestsrc num-buffers=5 ! {WITH},format={name}"
+    sink = f"gst:filesink location={tmp_path}/out"
+    assert stream(environment, text, sink, "-m", identity.model_path).returncode == 0
+    assert (tmp_path / "out").read_bytes() == frames_of(environment, text, tmp_path / "alone")
+
+
+def test_colours_of_the_caps_are_taken_and_not_guessed(environment: dict[str, str], identity: Artifact) -> None:
+    text = f"videotestsrc num-buffers=2 ! {WITH},format=I420,colorimetry=bt709,chroma-site=jpeg"
+    done = stream(environment, text, "null", "-m", identity.model_path)
+    assert b"bt709, limited range, chroma center" in done.stderr
+    assert b"does not say" not in done.stderr
+    silent = f"videotestsrc num-buffers=2 ! {WITH},format=I420 ! capssetter replace=true caps={WITH},format=I420"
+    done = stream(environment, silent, "null", "-m", identity.model_path)
+    assert b"does not say its colour matrix" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("videotestsrc ! nosuchelement", "nosuchelement"),
+        ("filesrc location=/nowhere ! decodebin", "/nowhere"),
+        ("videotestsrc num-buffers=0 ! video/x-raw,format=NV12", "ended without a frame"),
+    ],
+)
+def test_a_pipeline_that_fails_is_named(
+    source: str, message: str, environment: dict[str, str], identity: Artifact
+) -> None:
+    done = stream(environment, source, "null", "-m", identity.model_path, "--timeout", "5")
+    assert done.returncode == 3
+    assert message in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_sink_that_fails_is_named(environment: dict[str, str], identity: Artifact) -> None:
+    source = f"videotestsrc num-buffers=50 ! {WITH},format=NV12"
+    done = stream(environment, source, "gst:identity error-after=3 ! fakesink", "-m", identity.model_path)
+    assert done.returncode == 3
+    assert b"the pipeline failed after" in done.stderr
+
+
+def test_a_source_that_vanishes_is_tried_again_and_reported(environment: dict[str, str], identity: Artifact) -> None:
+    """A live source that ends has been lost: it comes back each time, until it does not."""
+    source = f"videotestsrc is-live=true num-buffers=4 ! {WITH},format=NV12"
+    arguments = ["-m", identity.model_path, "--deadline", "1000", "--log-json", "--retries", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from echoir.cli import main; main()", "stream", source, "null", *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = []
+    for line in process.stderr:
+        told.append(json.loads(line))
+        if sum(str(record["message"]).startswith("source back") for record in told) == 2:
+            process.terminate()
+            break
+    told += [json.loads(line) for line in process.stderr]
+    process.stderr.close()
+    assert process.wait(30) == 0, "stopping a camera is no failure"
+    assert sum(str(record["message"]).startswith("source lost") for record in told) >= 2
+    fields = told[-1]["fields"]
+    assert fields["frames"] >= 8
+    assert fields["frames"] == fields["restored"] + fields["passed"] + fields["dropped"]
+
+
+def test_gstreamer_pipes_into_echoir_into_gstreamer(
+    environment: dict[str, str], identity: Artifact, tmp_path: Path
+) -> None:
+    """``gst-launch-1.0 ... ! fdsink | echoir stream - - | gst-launch-1.0 fdsrc ! ...``"""
+    make = f"gst-launch-1.0 -q videotestsrc num-buffers=6 ! {WITH},format=I420 ! y4menc ! fdsink"
+    own = f"{sys.executable} -c 'from echoir.cli import main; main()' stream - - -m {identity.model_path} --quiet"
+    take = f"gst-launch-1.0 -q fdsrc ! filesink location={tmp_path}/out"
+    for text in (f"{make} | {own} | {take}", f"{make} > {tmp_path}/alone"):
+        assert run(environment, "bash", "-o", "pipefail", "-c", text).returncode == 0
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["NV12", "I420", "P010_10LE", "I420_10LE", "RGB", "BGR", "BGRx", "GRAY8"])
+def test_the_element_with_an_identity_changes_nothing(
+    name: str, loader: dict[str, str], identity: Artifact, tmp_path: Path
+) -> None:
+    text = f"videotestsrc num-buffers=3 ! {WITH},format={name}"
+    ours = frames_of(loader, f"{text} ! echoirrestore artifact={identity.model_path}", tmp_path / "ours")
+    assert ours == frames_of(loader, text, tmp_path / "alone")
+
+
+def test_the_element_restores_between_others(loader: dict[str, str], gain: Artifact, tmp_path: Path) -> None:
+    """A model that halves: full-range gray of 200 becomes 100, and odd sizes pass converters on both sides."""
+    text = f"videotestsrc num-buffers=2 pattern=white ! {WITH},format=GRAY8"
+    white = frames_of(loader, text, tmp_path / "alone")[0]
+    halved = frames_of(loader, f"{text} ! echoirrestore artifact={gain.model_path} range=full", tmp_path / "ours")
+    assert set(halved) <= {white // 2, white // 2 + 1}
+    odd = "videotestsrc num-buffers=3 ! video/x-raw,width=51,height=37 ! videoconvert"
+    done = launch(loader, f"{odd} ! echoirrestore artifact={gain.model_path} ! videoconvert ! fakesink")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ("", "say which artifact"),
+        ("artifact=/nowhere.onnx", "/nowhere"),
+        ("artifact={} policy=hurry", "the policy is pass or drop"),
+        ("artifact={} overlap=4000", "overlap"),
+    ],
+)
+def test_the_element_puts_errors_on_the_bus(
+    properties: str, message: str, loader: dict[str, str], identity: Artifact
+) -> None:
+    text = f"videotestsrc num-buffers=3 ! {WITH},format=NV12 ! echoirrestore {properties.format(identity.model_path)}"
+    done = launch(loader, f"{text} ! fakesink")
+    assert done.returncode != 0
+    assert message in done.stderr.decode()
+
+
+def test_the_element_lets_late_frames_pass_and_counts_them(loader: dict[str, str], identity: Artifact) -> None:
+    """A deadline of a microsecond, on a live source: every frame is late."""
+    script = f"""
+import gi
+gi.require_version("Gst", "1.0")
+from gi.repository import Gst
+Gst.init(None)
+pipeline = Gst.parse_launch(
+    "videotestsrc is-live=true num-buffers=10 ! {WITH},format=NV12 ! "
+    "echoirrestore name=e artifact={identity.model_path} deadline=0.001 policy=POLICY ! fakesink sync=false"
+)
+pipeline.set_state(Gst.State.PLAYING)
+pipeline.get_bus().timed_pop_filtered(20 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
+print(pipeline.get_by_name("e").get_property("stats"))
+pipeline.set_state(Gst.State.NULL)
+"""
+    for policy, counted in (("pass", "passed"), ("drop", "dropped")):
+        done = run(loader, sys.executable, "-c", script.replace("POLICY", policy))
+        counts = json.loads(done.stdout)
+        assert counts["frames"] == 10 == counts["restored"] + counts[counted]
+        assert counts[counted] >= 9  # the first may be as old as the clock
