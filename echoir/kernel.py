@@ -1,4 +1,4 @@
-"""EchoUpsample as Triton kernels: one forward, three backward, on CUDA or in Triton's interpreter.
+"""EchoUpsample as a Triton kernel; its gradients are in :mod:`echoir.kernel_backward`.
 
 The operator does little arithmetic on the bytes it moves: its floor is reading ``down`` and the
 guide once and writing the output once. So one thread owns one low-resolution cell:
@@ -16,10 +16,6 @@ Distances are accumulated around the mean of the cell itself, with a = pixel - m
 b = mean(neighbour) - mean(home): |a - b|^2 = |a|^2 + |b|^2 - 2 a.b costs one multiply-add per
 pixel and tap, and does not cancel where the guide is far from zero.
 
-The backward pass gathers too, and so is deterministic: its first kernel stores, for every pixel
-and tap, the normalised weight and the gradient of the distance; the other two read those of the
-pixels that reach a cell. In between, taps outside the image are folded onto the border cell.
-
 Tensors in the kernels are [thread, pixel of a row], thread = lane * cells + cell, or of size 1
 where they do not depend on one: so neighbouring threads hold neighbouring cells, whatever layout a
 version of Triton prefers. What there is per tap is a tuple: index ``tap``, or ``2 * tap + row``
@@ -32,8 +28,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 _THREADS = 128  # of a program
 _PROGRAMS = 512  # wanted at least: four for each multiprocessor of a large GPU
@@ -74,7 +72,7 @@ class Tiling:
 
 
 @triton.jit
-def _threads(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+def place_threads(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr):
     """Row and column of each thread's cell, moved onto the edge if past it; whether it was inside; its lane."""
     thread = tl.arange(0, LANES * ROWS * COLUMNS)[:, None]
     y = tl.program_id(1) * ROWS + thread // COLUMNS % ROWS
@@ -84,20 +82,21 @@ def _threads(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl
 
 
 @triton.jit
-def _window(y, x, height, width, RADIUS: tl.constexpr):
-    """For every tap: offset of its cell and of that cell's upper pixels, both clamped to the image."""
-    cells, pixels = (), ()
+def look_around(y, x, height, width, RADIUS: tl.constexpr):
+    """For every tap: offset of its cell and of that cell's upper pixels, clamped, and whether it is in the image."""
+    cells, pixels, within = (), (), ()
     for dy in tl.static_range(-RADIUS, RADIUS + 1):
         for dx in tl.static_range(-RADIUS, RADIUS + 1):
             cy = tl.minimum(tl.maximum(y + dy, 0), height - 1)
             cx = tl.minimum(tl.maximum(x + dx, 0), width - 1)
             cells = cells + (cy * width + cx,)
             pixels = pixels + (cy * 4 * width + cx * 2 + tl.arange(0, 2)[None, :],)
-    return cells, pixels
+            within = within + ((cy == y + dy) & (cx == x + dx),)
+    return cells, pixels, within
 
 
 @triton.jit
-def _over_lanes(x, LANES: tl.constexpr):
+def sum_lanes(x, LANES: tl.constexpr):
     """Sum over the lanes of each cell, given to all of them."""
     if LANES == 1:
         return x
@@ -107,7 +106,7 @@ def _over_lanes(x, LANES: tl.constexpr):
 
 
 @triton.jit
-def _distances(guide, pixels, below, plane, lane, K: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr):
+def guide_distances(guide, pixels, below, plane, lane, K: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr):
     """|pixel - mean|^2 for every tap and row."""
     HOME: tl.constexpr = len(pixels) // 2
     zero = tl.zeros([lane.shape[0], 1], COMPUTE)
@@ -117,7 +116,7 @@ def _distances(guide, pixels, below, plane, lane, K: tl.constexpr, LANES: tl.con
         norms, products = norms + (zero,), products + (zeros, zeros)
     for start in tl.range(0, K, LANES):
         inside = start + lane < K
-        here = guide + start.to(tl.int64) * plane + lane * plane
+        here = guide + start * plane.to(tl.int64) + lane * plane
         upper = tl.load(here + pixels[HOME], mask=inside, other=0.0).to(COMPUTE)
         lower = tl.load(here + pixels[HOME] + below, mask=inside, other=0.0).to(COMPUTE)
         home = tl.sum(upper + lower, 1, keep_dims=True) * 0.25
@@ -139,12 +138,12 @@ def _distances(guide, pixels, below, plane, lane, K: tl.constexpr, LANES: tl.con
     distances = ()
     for index in tl.static_range(len(products)):
         distance = squares[index % 2] + norms[index // 2] - 2 * products[index]
-        distances = distances + (_over_lanes(distance, LANES),)
+        distances = distances + (sum_lanes(distance, LANES),)
     return distances
 
 
 @triton.jit
-def _place(index: tl.constexpr, RADIUS: tl.constexpr, COMPUTE: tl.constexpr):
+def squared_place(index: tl.constexpr, RADIUS: tl.constexpr, COMPUTE: tl.constexpr):
     """Squared distance between the pixels of a row and a tap's cell, in low-resolution pixels: [1, pixel]."""
     SIDE: tl.constexpr = 2 * RADIUS + 1
     across = tl.arange(0, 2)[None, :].to(COMPUTE) * 0.5 - 0.25 - (index // 2 % SIDE - RADIUS)
@@ -153,15 +152,17 @@ def _place(index: tl.constexpr, RADIUS: tl.constexpr, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def _kernels(distances, sigma_spatial, sigma_range, RADIUS: tl.constexpr, PRODUCT: tl.constexpr, COMPUTE: tl.constexpr):
+def spatial_and_range(
+    distances, sigma_spatial, sigma_range, RADIUS: tl.constexpr, PRODUCT: tl.constexpr, COMPUTE: tl.constexpr
+):
     """Spatial and range kernel for every tap and row, and the sums of their weights for both rows.
 
-    With ``PRODUCT`` the range kernel is the product of both, and the spatial kernel zero.
+    A weight is their sum. With ``PRODUCT`` the range kernel is the product, and the spatial kernel zero.
     """
     spatial, range_ = (), ()
     total = (0.0, 0.0)
     for index in tl.static_range(len(distances)):
-        f = _place(index, RADIUS, COMPUTE) * (-0.5 / (sigma_spatial * sigma_spatial))
+        f = squared_place(index, RADIUS, COMPUTE) * (-0.5 / (sigma_spatial * sigma_spatial))
         g = distances[index] * (-0.5 / (sigma_range * sigma_range))
         if PRODUCT:
             spatial, range_ = spatial + (0.0,), range_ + (tl.exp(f + g),)
@@ -172,7 +173,7 @@ def _kernels(distances, sigma_spatial, sigma_range, RADIUS: tl.constexpr, PRODUC
     return spatial, range_, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def echo_upsample_forward(
     down, guide, sigma_spatial, sigma_range, height, width, out,
     C: tl.constexpr, K: tl.constexpr, RADIUS: tl.constexpr, PRODUCT: tl.constexpr,
@@ -182,13 +183,14 @@ def echo_upsample_forward(
 
     All tensors are contiguous NCHW. The program ids are the block's column, its row, and the image.
     """
-    image = tl.program_id(2).to(tl.int64) * height * width
     plane = height * width
+    far = plane.to(tl.int64)  # a plane fits 32 bits, all of them together may not
+    image = tl.program_id(2) * far
     below = 2 * width
-    y, x, valid, lane = _threads(height, width, ROWS, COLUMNS, LANES)
-    cells, pixels = _window(y, x, height, width, RADIUS)
-    distances = _distances(guide + image * (4 * K), pixels, below, 4 * plane, lane, K, LANES, COMPUTE)
-    spatial, range_, total = _kernels(
+    y, x, valid, lane = place_threads(height, width, ROWS, COLUMNS, LANES)
+    cells, pixels, _ = look_around(y, x, height, width, RADIUS)
+    distances = guide_distances(guide + image * (4 * K), pixels, below, 4 * plane, lane, K, LANES, COMPUTE)
+    spatial, range_, total = spatial_and_range(
         distances, tl.load(sigma_spatial).to(COMPUTE), tl.load(sigma_range).to(COMPUTE), RADIUS, PRODUCT, COMPUTE
     )
     weights = ()
@@ -197,14 +199,14 @@ def echo_upsample_forward(
 
     for start in tl.range(0, C, LANES):
         inside = start + lane < C
-        here = down + image * C + start.to(tl.int64) * plane + lane * plane
+        here = down + image * C + start * far + lane * plane
         upper = tl.zeros([lane.shape[0], 2], COMPUTE)
         lower = tl.zeros([lane.shape[0], 2], COMPUTE)
         for tap in tl.static_range(len(cells)):
             value = tl.load(here + cells[tap], mask=inside, other=0.0).to(COMPUTE)
             upper += weights[2 * tap] * value
             lower += weights[2 * tap + 1] * value
-        there = out + image * (4 * C) + start.to(tl.int64) * (4 * plane) + lane * (4 * plane) + pixels[len(cells) // 2]
+        there = out + image * (4 * C) + start * (4 * far) + lane * (4 * plane) + pixels[len(cells) // 2]
         tl.store(there, upper.to(out.dtype.element_ty), mask=inside & valid)
         tl.store(there + below, lower.to(out.dtype.element_ty), mask=inside & valid)
 
@@ -223,3 +225,46 @@ def compile_time(
         "LANES": tiling.lanes,
         "COMPUTE": compute,
     }
+
+
+def compute_type(*tensors: Tensor) -> Any:
+    """Type of all sums: float64 where a tensor is, else float32."""
+    return tl.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else tl.float32
+
+
+def launch_options(tiling: Tiling) -> dict[str, Any]:
+    """Options of a launch."""
+    # Sums are meant to fuse with products. Triton 3.9 warns where that is not said, and 3.10 stops doing it.
+    return {"num_warps": tiling.num_warps, "enable_fp_fusion": True}
+
+
+def forward(
+    down: Tensor,
+    guide: Tensor,
+    sigma_spatial: Tensor,
+    sigma_range: Tensor,
+    radius: int,
+    combine: str,
+    tiling: Tiling | None = None,
+) -> Tensor:
+    """Launch the kernel on tensors that fit each other; see :func:`echoir.upsampler.echo_upsample`.
+
+    The tensors are on one CUDA device, or anywhere in Triton's interpreter. Sums are float32, or
+    float64 where ``down`` or the guide is.
+
+    Args:
+        tiling: how cells are dealt out to programs, if not what suits the plane.
+
+    Returns:
+        [N, C, 2h, 2w] in the dtype of ``down``, contiguous.
+    """
+    n, channels, height, width = down.shape
+    down, guide = down.contiguous(), guide.contiguous()
+    out = down.new_empty(n, channels, 2 * height, 2 * width)
+    tiling = tiling or Tiling.for_plane(n, height, width)
+    constants = compile_time(channels, guide.shape[1], radius, combine, tiling, compute_type(down, guide))
+    with torch.cuda.device_of(down):
+        echo_upsample_forward[tiling.grid(n, height, width)](
+            down, guide, sigma_spatial, sigma_range, height, width, out, **constants, **launch_options(tiling)
+        )
+    return out

@@ -1,7 +1,9 @@
 """EchoUpsample: joint bilateral upsampling guided by encoder features (EchoIR paper, Eq. 4-6).
 
-The operator has one definition and several carriers: this PyTorch function, and the ONNX
-function of the same name in ``echoir.export.echo_function``. Both use the block form below.
+The operator has one definition and several carriers: the PyTorch function below, which also
+defines the operator ``torch.ops.echoir.echo_upsample``; the Triton kernel of :mod:`echoir.kernel`,
+which is what runs on CUDA and inside a TensorRT plugin; and the ONNX function of the same name in
+``echoir.export.echo_function``. The first and the last use the block form below.
 
 A naive evaluation visits (2r+1)^2 taps and makes an image-sized temporary for each. Here the
 low-resolution plane is cut into blocks of B x B cells (B = 2r). All 4B^2 output pixels of a
@@ -14,11 +16,13 @@ zero. This costs (2B)^2 / (2r+1)^2 = 16/9 of the multiplications for r = 1, all 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from echoir.runtime.errors import needs_extra
 
 Combine = Literal["sum", "product"]
 
@@ -40,7 +44,8 @@ def echo_upsample(
         out[p] = sum (f + g) * down[c + d] / sum (f + g)     "sum"; f * g for "product"
 
     Cells outside the image repeat the border cell but keep their own distance. Half-precision
-    inputs are accumulated in float32.
+    inputs are accumulated in float32. CUDA tensors take the Triton kernel, which is differentiable
+    once.
 
     Args:
         down: [N, C, h, w] features to upsample; any floating dtype, any h, w >= 1.
@@ -56,14 +61,29 @@ def echo_upsample(
 
     Raises:
         ValueError: shapes that do not fit each other, a negative radius, or an unknown ``combine``.
+        MissingExtraError: the tensors are on CUDA, and Triton is not installed.
     """
-    n, channels, h, w = down.shape
+    n, _, h, w = down.shape
     if guide.shape[0] != n or guide.shape[2:] != (2 * h, 2 * w):
         raise ValueError(f"guide must be [{n}, K, {2 * h}, {2 * w}], twice the size of down, got {tuple(guide.shape)}")
     if radius < 0:
         raise ValueError(f"radius must be >= 0, got {radius}")
     if combine not in ("sum", "product"):
         raise ValueError(f"combine must be 'sum' or 'product', got {combine!r}")
+    if not down.is_cuda:
+        return _in_blocks(down, guide, sigma_spatial, sigma_range, radius, combine)
+    sigmas = (
+        s if isinstance(s, Tensor) else down.new_full((1,), s, dtype=torch.float32)
+        for s in (sigma_spatial, sigma_range)
+    )
+    return torch.ops.echoir.echo_upsample(down, guide, *sigmas, radius, combine)
+
+
+def _in_blocks(
+    down: Tensor, guide: Tensor, sigma_spatial: Tensor | float, sigma_range: Tensor | float, radius: int, combine: str
+) -> Tensor:
+    """:func:`echo_upsample` in plain PyTorch, on any device; ``torch.compile`` and autograd see through it."""
+    n, channels, h, w = down.shape
     dtype = down.dtype
     compute = torch.promote_types(torch.promote_types(dtype, guide.dtype), torch.float32)
     with torch.autocast(device_type=down.device.type, enabled=False):
@@ -153,6 +173,66 @@ def _windows(padded: Tensor, size: int) -> Tensor:
     x = padded.view(n, c, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
     corners = [x[:, i : i + rows - 1, j : j + columns - 1] for i in (0, 1) for j in (0, 1)]
     return torch.stack(corners, dim=3).reshape(n, (rows - 1) * (columns - 1), 4 * size * size, c)
+
+
+# torch.ops.echoir.echo_upsample, an operator that torch.compile and autograd take as one. On a CPU
+# the traced form above is faster under torch.compile, so there it only serves as the definition.
+_INPUTS = "Tensor down, Tensor guide, Tensor sigma_spatial, Tensor sigma_range, int radius, str combine"
+
+
+@torch.library.custom_op("echoir::echo_upsample", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
+def _operator(
+    down: Tensor, guide: Tensor, sigma_spatial: Tensor, sigma_range: Tensor, radius: int, combine: str
+) -> Tensor:
+    return _in_blocks(down, guide, sigma_spatial, sigma_range, radius, combine).contiguous()
+
+
+@_operator.register_kernel("cuda")
+def _on_cuda(*arguments: Any) -> Tensor:
+    with needs_extra("kernel"):
+        from echoir.kernel import forward
+    return forward(*arguments)
+
+
+@_operator.register_fake
+def _shape(down: Tensor, *_: Any) -> Tensor:
+    n, channels, h, w = down.shape
+    return down.new_empty(n, channels, 2 * h, 2 * w)
+
+
+@torch.library.custom_op(
+    "echoir::echo_upsample_backward",
+    mutates_args=(),
+    device_types="cuda",
+    schema=f"(Tensor gradient, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
+    with needs_extra("kernel"):
+        from echoir.kernel_backward import backward
+    return backward(*arguments)
+
+
+@_gradients.register_fake
+def _gradient_shapes(gradient: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:4])
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.radius, ctx.combine = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    if gradient.is_cuda:
+        slopes = torch.ops.echoir.echo_upsample_backward(gradient, *ctx.saved_tensors, ctx.radius, ctx.combine)
+    else:
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+            slopes = torch.autograd.grad(_in_blocks(*leaves, ctx.radius, ctx.combine), leaves, gradient)
+    return (*slopes, None, None)
+
+
+_operator.register_autograd(_differentiate, setup_context=_remember)
 
 
 class EchoUpsampler(nn.Module):
