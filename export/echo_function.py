@@ -22,13 +22,14 @@ from echoir.upsampler import Combine, block_tables
 
 DOMAIN = "echoir"
 NAME = "EchoUpsample"
-ATTRIBUTES = ("radius", "plugin_namespace", "aot")  # what every node carries
+ATTRIBUTES = ("radius", "combine", "plugin_namespace", "aot")  # what every node carries
+COMBINES: tuple[Combine, ...] = ("sum", "product")  # by the number that a node carries
 _END = np.iinfo(np.int64).max
 
 
-def node_attributes(radius: int) -> dict[str, int | str]:
+def node_attributes(radius: int, combine: Combine = "sum") -> dict[str, int | str]:
     """Attributes of a node, as TensorRT's parser wants them to let an ahead-of-time plugin take over."""
-    return {"radius": radius, "plugin_namespace": DOMAIN, "aot": 1}
+    return {"radius": radius, "combine": COMBINES.index(combine), "plugin_namespace": DOMAIN, "aot": 1}
 
 
 def echo_function(radius: int, combine: Combine, opset: int, compute: int = TensorProto.FLOAT) -> onnx.FunctionProto:

@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from echoir.runtime.errors import EchoIRError
+
 RTX = "tensorrt_rtx"
 PROGRESS = "\x1eprogress "
 MIB = 1 << 20
@@ -65,7 +67,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(source):
         raise RefusedError("; ".join(_describe(parser.get_error(index)) for index in range(parser.num_errors)))
-    if upsampler == "plugin":
+    if upsampler.startswith("plugin"):
         _check_plugins(trt, network, source)
     cache = None if rtx else timing_cache(request["module"], trt.__version__, gpu["name"])
     config = _configure(trt, builder, network, request, cache)
@@ -120,32 +122,32 @@ def _adapt(trt: Any, request: dict[str, Any], capability: str) -> tuple[str, str
     if options["plugin"] is False or options["version_compatible"]:
         return "function", request["onnx"]
     target = "8.0" if options["hardware_compatible"] else capability
+    embedded = version_of(trt) >= (10, 9)
     try:
-        if version_of(trt) >= (10, 9):
-            plugin = import_module("echoir.export.plugin")
-            plugin.aim(target)
+        if embedded:
+            import_module("echoir.export.plugin").aim(target)
         else:
-            plugin_class = import_module("echoir.runtime.plugin_class")
-            plugin_class.register(trt, import_module("echoir.export.plugin_code").for_class(target))
-    except ImportError as error:
+            code = import_module("echoir.export.plugin_code").for_class(target)
+            import_module("echoir.runtime.plugin_class").register(trt, code)
+    except (ImportError, EchoIRError) as error:
         if options["plugin"]:
             raise RefusedError(f"the plugin cannot be made: {error}") from error
         return f"function, since the plugin cannot be made here ({error})", request["onnx"]
     if version_of(trt) >= (10, 7):
-        return "plugin", request["onnx"]
+        return "plugin" if embedded else "plugin class", request["onnx"]
     import onnx
 
     model = onnx.load(request["onnx"])
     del model.functions[:]
     stripped = str(Path(request["answer"]).with_name("plugin.onnx"))
     onnx.save(model, stripped)
-    return "plugin", stripped
+    return "plugin class", stripped
 
 
 def _network_flags(trt: Any, upsampler: str) -> int:
     flags = trt.NetworkDefinitionCreationFlag
     value = 1 << int(flags.STRONGLY_TYPED)
-    if upsampler == "plugin" and version_of(trt) >= (10, 9):
+    if upsampler == "plugin":
         value |= 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
     return value
 

@@ -138,7 +138,7 @@ def opaque_upsampling() -> Iterator[None]:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NAME}",
             (down, guide, self.log_sigma_spatial.exp(), self.log_sigma_range.exp()),
-            attrs={**node_attributes(self.radius)},
+            attrs={**node_attributes(self.radius, self.combine)},
             dtype=down.dtype,
             shape=(n, c, 2 * h, 2 * w),
             version=1,

@@ -100,7 +100,7 @@ def test_the_file_holds_three_opaque_nodes_and_their_function(export: Export) ->
     for node in nodes:
         assert node.domain == "echoir"
         found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        assert found == {"radius": 1, "plugin_namespace": b"echoir", "aot": 1}
+        assert found == {"radius": 1, "combine": 0, "plugin_namespace": b"echoir", "aot": 1}
         assert all(list(weights[sigma].dims) == [1] for sigma in node.input[2:])
     assert [(function.domain, function.name) for function in model.functions] == [("echoir", "EchoUpsample")]
     assert {opset.domain: opset.version for opset in model.opset_import} == {"": OPSET, "echoir": 1}
