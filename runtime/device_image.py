@@ -74,9 +74,7 @@ class DeviceImage:
             self._fetched = [cuda.pinned(rows.shape, self._dtype) for _ in range(2)]
             self._fetched_flags = [cuda.pinned((len(across.starts), 2), np.dtype(np.int32)) for _ in range(2)]
             self._upload, self._blend, self._download = (cuda.stream() for _ in range(3))
-            self._uploaded, self._cut, self._blended, self._downloaded = (
-                [cuda.event() for _ in range(2)] for _ in range(4)
-            )
+            self._uploaded, self._blended, self._downloaded = ([cuda.event() for _ in range(2)] for _ in range(3))
         except BaseException:
             memory.free()
             raise
@@ -119,13 +117,10 @@ class DeviceImage:
         self.__dict__.clear()
 
     def _send(self, strip: int, rows: Array) -> None:
-        """New rows of a strip into the ring."""
+        """New rows of a strip into the ring; the strip before the last is over, so its slots are free."""
         slot, top = strip % 2, self._down.starts[strip]
         begin = top if strip == 0 else self._down.starts[strip - 1] + self._height
         end = top + self._height
-        if strip >= 2:
-            self._uploaded[slot].synchronize()  # the pinned rows were still being read
-            self._upload.wait_for_event(self._cut[slot])  # and the ring's, by the tiles of two strips ago
         staged = self._staged[slot][: end - begin]
         np.copyto(staged, rows[begin - top :])
         done = begin
@@ -143,8 +138,6 @@ class DeviceImage:
         driver, compute, blend = self._cuda.driver, lane.compute, self._blend
         if strip == 0:
             driver.memset_d32_async(self._sums, 0, self._height * self._width * 3, blend)
-        if strip >= 2:
-            blend.wait_for_event(self._downloaded[slot])
         driver.memset_d32_async(self._flags[slot], 0, self._flag_count, blend)
         compute.wait_for_event(self._uploaded[slot])
         source, sink = lane.given, lane.made
@@ -175,7 +168,6 @@ class DeviceImage:
                 self._sums, self._width, self._height, top, self._height, self._across.covered,
             )  # fmt: skip
             tiles_slot.read.record(blend)
-        self._cut[slot].record(compute)
         self._launch(
             "finish", blend, grid(self._width, self._rows(strip)),
             self._sums, self._width, self._height, top, self._rows(strip),
