@@ -1,1 +1,1 @@
-"""Calibration images and Q/DQ quantization (to come)."""
+"""Calibration tiles, Q/DQ quantization, sensitivity in dB, and the search for the most INT8 within a budget."""

@@ -12,15 +12,6 @@ from echoir.runtime.commands import model_option
 ALIGNMENT = 16  # the coarsest EchoUpsample works on blocks of 2 x 2 cells at an eighth of the resolution
 
 
-class PrecisionType(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """The precisions of this version; int8 gets a word of its own."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "int8":
-            self.fail("int8 is not in this version; choose fp16 or fp32", param, ctx)
-        return super().convert(value, param, ctx)
-
-
 class TileType(click.ParamType):  # type: ignore[type-arg]
     """``256``, or ``HEIGHTxWIDTH``, in pixels."""
 
@@ -73,7 +64,8 @@ _MEASURE = [
         "--max-drop",
         type=click.FloatRange(min=0),
         metavar="DB",
-        help="Gate: change against ground truth, either way. [default: 0.02 for fp16]",
+        help="Gate: change against ground truth, either way; int8 chooses its layers within it. "
+        "[default: fp16 0.02, int8 0.1]",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="Threads of engine and PyTorch. [default: all cores]"),
     click.option("--log-json", is_flag=True, help="Report progress as JSON lines."),
@@ -90,10 +82,23 @@ def measure_options(command: Any) -> Any:
 @click.command()
 @click.option(
     "--precision",
-    type=PrecisionType(["fp16", "fp32"]),
+    type=click.Choice(["fp16", "fp32", "int8"]),
     default="fp16",
     show_default=True,
-    help="Of weights and activations; what needs it stays float32.",
+    help="Of weights and activations; what needs it stays higher. int8 needs --calibration.",
+)
+@click.option(
+    "--calibration",
+    type=READABLE,
+    metavar="DIR",
+    help="int8: a few dozen pictures like those to restore, other ones than --images; clean, or input/ and target/.",
+)
+@click.option(
+    "--remainder",
+    type=click.Choice(["fp16", "fp32"]),
+    default="fp16",
+    show_default=True,
+    help="int8: what the other layers compute in. fp16 is for GPUs, fp32 for CPUs.",
 )
 @click.option(
     "--weights", default="denoise", show_default=True, metavar="NAME|FILE", help="A shipped checkpoint, or a file."
@@ -147,6 +152,12 @@ def export(**options: Any) -> None:
     if request.overlap >= min(request.tile):
         raise click.UsageError(
             f"an overlap of {request.overlap} does not fit tiles of {request.tile[0]} x {request.tile[1]}"
+        )
+    if (request.precision == "int8") != (request.calibration is not None):
+        raise click.UsageError(
+            "int8 needs pictures to set its ranges on: give --calibration DIR"
+            if request.calibration is None
+            else f"--calibration is for --precision int8, not {request.precision}"
         )
     if folder.resolve() == Path.cwd():  # it is replaced as a whole, and a shell would be left in the old one
         raise click.UsageError("-o names the folder you are in; name one to be made")

@@ -264,6 +264,11 @@ class SetFigures:
         return AgainstTruth.mean([image.truth for image in self.images])
 
     @property
+    def largest_drop(self) -> ImageFigures:
+        """The image whose PSNR against ground truth falls most, or rises least."""
+        return min(self.images, key=lambda image: image.truth.delta_psnr)
+
+    @property
     def whole(self) -> AgainstWhole | None:
         """Over the images that went through PyTorch in one piece; None if none did."""
         several = [image.whole for image in self.images if image.whole is not None]
@@ -282,7 +287,11 @@ class SetFigures:
                 "channel_shift": list(self.channel_shift),
                 "worst_tile": self.worst_tile.to_json(),
             },
-            "against_truth": self.truth.to_json(),
+            "against_truth": {
+                **self.truth.to_json(),
+                "delta_psnr_min": finite(self.largest_drop.truth.delta_psnr),
+                "worst_image": self.largest_drop.name,
+            },
             "against_whole": None if whole is None else whole.to_json(),
         }
 

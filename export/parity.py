@@ -132,6 +132,8 @@ class ParityReport:
         rejected: (image, reason) where the engine gave NaN, infinite or constant pixels.
         gate: what was asked.
         exhibits: the worst images, worst first.
+        int8: the search behind an int8 artifact, as :attr:`echoir.export.quantized.Int8.sensitivity`; None
+            where it is not known.
     """
 
     manifest: Manifest
@@ -140,6 +142,7 @@ class ParityReport:
     rejected: tuple[tuple[str, str], ...]
     gate: Gate
     exhibits: tuple[Exhibit, ...]
+    int8: dict[str, Any] | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -178,17 +181,23 @@ class ParityReport:
         }
 
     def write(self, folder: Path) -> None:
-        """Write ``parity.json`` and ``report.html`` into an existing folder.
+        """Write ``parity.json`` and ``report.html`` into an existing folder; ``sensitivity.json`` too, if there is any.
 
         Raises:
             ImageError: a file cannot be written.
         """
         from echoir.export.report import render
 
-        figures = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        for name, text in (("parity.json", figures), ("report.html", render(self))):
+        texts = {"parity.json": _json(self.to_json()), "report.html": render(self)}
+        if self.int8 is not None:
+            texts["sensitivity.json"] = _json(self.int8)
+        for name, text in texts.items():
             with atomic_write(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def measure_parity(

@@ -16,8 +16,9 @@ from echoir import __version__
 from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.export.engine import MODULES, EngineTarget, build_engine
-from echoir.export.onnx_export import INPUT, OUTPUT, export_onnx, tile_alignment
-from echoir.export.parity import ParityReport, default_gate, measure_parity
+from echoir.export.onnx_export import INPUT, OPSET, OUTPUT, export_onnx, tile_alignment
+from echoir.export.parity import GATES, ParityReport, default_gate, measure_parity
+from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_against, verdict
 from echoir.export.reference import IO
 from echoir.runtime.artifact import (
     FLOAT_NCHW,
@@ -47,7 +48,7 @@ class Request:
 
     Attributes:
         weights: a shipped checkpoint's name, or a file.
-        precision: ``"fp16"`` or ``"fp32"``.
+        precision: ``"fp16"``, ``"fp32"`` or ``"int8"``.
         targets: ``"auto"`` is every engine this machine can build; the ONNX is always made.
         tile: (height, width) in pixels, multiples of 16.
         batch: tiles per run; None leaves it open.
@@ -56,13 +57,16 @@ class Request:
         compute_capabilities: GPUs an engine is for, as ``"8.9"``; empty takes the builder's default.
         images: pictures for parity (see :func:`echoir.samples.open_samples`); None takes the shipped.
         sigma, limit: of the pictures.
-        min_psnr, max_drop: the gate; None takes the precision's.
+        min_psnr, max_drop: the gate; None takes the precision's. For int8, ``max_drop`` is also the budget
+            that its layers are chosen within.
+        calibration: pictures for int8 (see :func:`echoir.export.quantized.prepare`); other ones than ``images``.
+        remainder: what is not INT8 in an int8 artifact; ``"fp16"`` is for GPUs, ``"fp32"`` for CPUs.
         threads: of engine and PyTorch; None takes all cores.
         output: the folder to make; None makes ``./echoir-WEIGHTS-PRECISION``.
     """
 
     weights: str = "denoise"
-    precision: Literal["fp16", "fp32"] = "fp16"
+    precision: Literal["fp16", "fp32", "int8"] = "fp16"
     targets: tuple[Target, ...] = ("auto",)
     tile: tuple[int, int] = (256, 256)
     batch: int | None = 1
@@ -74,6 +78,8 @@ class Request:
     limit: int | None = None
     min_psnr: float | None = None
     max_drop: float | None = None
+    calibration: Path | None = None
+    remainder: Remainder = "fp16"
     threads: int | None = None
     output: Path | None = None
 
@@ -95,6 +101,7 @@ class Export:
         folder: holds everything.
         artifacts: the ONNX first, then the engines.
         report: of the ONNX; engines are built from that very file.
+        notes: what else there is to say, a line each.
         left_out: (target, why) of what ``auto`` could not make here.
     """
 
@@ -102,6 +109,7 @@ class Export:
     artifacts: tuple[Artifact, ...]
     report: ParityReport
     left_out: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What was made and what was not, for the terminal."""
@@ -110,8 +118,9 @@ class Export:
             engine = artifact.manifest.engine
             built = f", built in {engine.build_seconds:.1f} s, not run here" if engine else ""
             text.append(f"  {artifact.model_path.name}  {artifact.manifest.model.bytes / 1e6:.2f} MB{built}")
-        text.append("  parity.json, report.html")
-        return text + [f"left out {target}: {why}" for target, why in self.left_out]
+        sensitivity = ", sensitivity.json" if self.report.int8 else ""
+        text.append(f"  parity.json, report.html{sensitivity}")
+        return [*text, *(f"left out {target}: {why}" for target, why in self.left_out), *self.notes]
 
 
 def export_artifact(request: Request, *, log_json: bool = False) -> Export:
@@ -123,7 +132,8 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
     Raises:
         ArtifactError: the checkpoint cannot be used, or the result is not what its manifest says.
         BackendError: an engine asked for by name cannot be built here.
-        GateError: the figures do not pass; the files are kept in the folder's name + ``.failed``.
+        GateError: the figures do not pass, and the files are kept in the folder's name + ``.failed``; or
+            no layer can go to INT8 within the budget.
         ImageError: pictures cannot be read, or the folder cannot be written.
     """
     checkpoint = load_checkpoint(request.weights)
@@ -133,19 +143,26 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
         module, extra = MODULES[target]
         if find_spec(module) is None:  # before the export, not after minutes of it
             raise MissingExtraError(module, extra)
+    int8, memory = None, request.folder.absolute().with_name(f".{request.folder.name}.search.json")
+    if request.precision == "int8":
+        int8 = _prepare(request, checkpoint, samples, memory, log_json)
     steps = 1 + len(samples) + len(wanted)
     with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
-        artifact = _make_onnx(request, checkpoint, stage)
+        artifact = _make_onnx(request, checkpoint, stage, int8)
         progress.advance(last=artifact.model_path.name)
         artifact, report = _prove(request, checkpoint, artifact, samples, progress)
+        if int8 is not None:
+            report = replace(report, int8=int8.sensitivity)
         report.write(stage)
         if not report.passed:
             kept = set_aside(stage, request.folder)
             raise GateError(f"{request.name}: {'; '.join(report.failures)}; kept aside in {kept}")
         built, left_out = _build_engines(request, artifact, wanted, progress)
+        notes = _notes(request, checkpoint, artifact, int8)
+    memory.unlink(missing_ok=True)
     artifacts = (artifact, *built)
     moved = tuple(replace(one, model_path=request.folder / one.model_path.name) for one in artifacts)
-    return Export(request.folder, moved, report, tuple(left_out))
+    return Export(request.folder, moved, report, tuple(left_out), tuple(notes))
 
 
 def engines(targets: tuple[Target, ...]) -> dict[EngineTarget, bool]:
@@ -203,23 +220,51 @@ def _umask() -> int:
     return mask
 
 
-def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path) -> Artifact:
+def _prepare(request: Request, checkpoint: Checkpoint, samples: Samples, memory: Path, log_json: bool) -> Int8:
+    """Calibrate and choose layers, on other pictures than the gate's."""
+    if request.calibration is None:
+        raise ImageError("int8 needs pictures to calibrate on: give --calibration DIR")
+    folder = request.calibration.resolve()
+    for picture in samples.pictures:
+        if folder in picture.clean.resolve().parents:
+            raise ImageError(
+                f"{picture.clean} is in the calibration folder too; the gate wants pictures that calibration never saw"
+            )
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    budget = GATES["int8"].max_drop if request.max_drop is None else request.max_drop
+    assert budget is not None
+    return prepare(
+        checkpoint,
+        request.calibration,
+        budget,
+        tile=request.tile,
+        memory=memory,
+        threads=request.threads,
+        log_json=log_json,
+    )
+
+
+def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8 | None) -> Artifact:
     import onnx
     import torch
 
     path = stage / f"{request.name}.onnx"
     network = checkpoint.network
-    info = export_onnx(
-        network, path, tile=request.tile, batch=request.batch, io=request.io, precision=request.precision
-    )
+    shape: dict[str, Any] = {"tile": request.tile, "batch": request.batch, "io": request.io}
+    if int8 is not None:
+        precision = export_int8(checkpoint, path, int8, remainder=request.remainder, **shape)
+    else:
+        info = export_onnx(network, path, precision=request.precision, **shape)  # type: ignore[arg-type]
+        precision = Precision(request.precision, {"float32": info.float32_nodes} if info.float32_nodes else {})
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
     manifest = Manifest(
         name=request.name,
         task=checkpoint.task,
-        network=Network(checkpoint.preset, info.parameters, network.config.to_dict()),
+        network=Network(checkpoint.preset, sum(p.numel() for p in network.parameters()), network.config.to_dict()),
         checkpoint=CheckpointRecord(_recorded(request.weights, checkpoint), checkpoint.sha256),
         model=Model("onnxruntime"),
-        precision=Precision(request.precision, {"float32": info.float32_nodes} if info.float32_nodes else {}),
+        precision=precision,
+        calibration=None if int8 is None else int8.record,
         tile=Tile(*request.tile, request.overlap, tile_alignment(network), request.batch),
         input=TensorSpec(INPUT, **tensor),
         output=TensorSpec(OUTPUT, **tensor),
@@ -227,7 +272,7 @@ def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path) -> Artifac
             "echoir": __version__,
             "torch": str(torch.__version__),
             "onnx": onnx.__version__,
-            "opset": str(info.opset),
+            "opset": str(OPSET),
         },
     )
     return write_artifact(manifest, path)
@@ -254,6 +299,18 @@ def _prove(
             on_image=lambda name: progress.advance(last=name),
         )
     return write_artifact(replace(manifest, parity=report.summary()), artifact.model_path), report
+
+
+def _notes(request: Request, checkpoint: Checkpoint, artifact: Artifact, int8: Int8 | None) -> list[str]:
+    """Of INT8: what it covers, what it does not, and where it is the slower choice."""
+    if int8 is None:
+        return []
+    notes = int8.lines()
+    if request.batch == 1:
+        path = artifact.model_path
+        times = time_against(checkpoint, path, tile=request.tile, io=request.io, threads=request.threads)
+        notes.append(verdict(times))
+    return [*notes, "engines cannot be timed here; before you deploy INT8, compare it with fp16 on the device"]
 
 
 def _build_engines(

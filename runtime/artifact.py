@@ -72,10 +72,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision asked for, and the nodes that keep a higher one, by type (``{"float32": [names]}``)."""
+    """The precision asked for, the nodes that keep a higher one, by type, and those that compute on INT8."""
 
     name: Literal["fp32", "fp16", "int8"]
     higher: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    int8: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,20 @@ class Engine:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The images that set the ranges of an int8 model."""
+    """What an int8 model rests on: tiles that set its ranges, and others that its layers were chosen on.
+
+    ``fingerprint`` is the SHA-256 of all those tiles; ``budget`` and ``drop`` (on the sensitivity
+    tiles) are in dB; ``share`` is that of multiply-accumulates in INT8.
+    """
 
     fingerprint: Text
     method: Text
     tiles: Positive
+    sensitivity_tiles: Positive
+    equalized: tuple[str, ...]
+    budget: float
+    drop: float
+    share: Annotated[float, Must("a share from 0 to 1", lambda value: 0 <= value <= 1)]
 
 
 @dataclass(frozen=True)

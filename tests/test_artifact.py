@@ -38,7 +38,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     written = make_artifact(
         tmp_path,
         precision=Precision("fp16", {"float32": ("norm1", "softmax")}),
-        calibration=Calibration("ab12", "entropy", 64),
+        calibration=Calibration("ab12", "entropy", 64, 12, ("normalization",), 0.1, 0.05, 0.9),
         parity={"psnr": 61.25, "gate": {"passed": True, "reasons": []}},
     )
     assert Artifact.open(written.model_path) == written

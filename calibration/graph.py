@@ -1,0 +1,86 @@
+"""The quantizable layers of an exported graph, and what each costs in multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+UPSAMPLE = "EchoUpsample"
+# Nodes of the attention matrix: they have no pixels, so they cost nothing, and everything hangs on them.
+MATRIX = "/attention/mix/"
+
+Kind = Literal["pointwise", "depthwise", "convolution", "product"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, or a product of two activations, that can run in INT8.
+
+    Attributes:
+        name: of its node.
+        kind: ``"pointwise"`` 1x1, ``"depthwise"``, other ``"convolution"``, or matrix ``"product"``.
+        macs: multiply-accumulates for one image.
+        inputs: the activations it takes.
+        weight: name of the initializer, or None for a product.
+    """
+
+    name: str
+    kind: Kind
+    macs: int
+    inputs: tuple[str, ...]
+    weight: str | None = None
+
+
+class Graph:
+    """Look-ups in a model whose values all have inferred shapes; edits to the model are not seen.
+
+    Args:
+        model: float32, as :func:`echoir.export.onnx_export.build_model` makes it, for one image.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.model = model
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.shapes = {
+            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        } | {name: tuple(tensor.dims) for name, tensor in self.weights.items()}
+        self.producers = {output: node for node in graph.node for output in node.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in dict.fromkeys(node.input):
+                self.consumers[name].append(node)
+        self.layers = tuple(layer for node in graph.node if (layer := self._layer(node)) is not None)
+        self.macs = sum(self._macs(node) for node in graph.node)
+
+    def _layer(self, node: onnx.NodeProto) -> Layer | None:
+        if MATRIX in node.name or node.op_type not in ("Conv", "MatMul"):
+            return None
+        if node.op_type == "MatMul":
+            return Layer(node.name, "product", self._macs(node), tuple(node.input))
+        _, per_group, height, width = self.shapes[node.input[1]]
+        kind: Kind = "pointwise" if height == width == 1 else "convolution"
+        if group(node) > 1 and per_group == 1:
+            kind = "depthwise"
+        return Layer(node.name, kind, self._macs(node), (node.input[0],), node.input[1])
+
+    def _macs(self, node: onnx.NodeProto) -> int:
+        if node.op_type == "Conv":
+            return math.prod(self.shapes[node.output[0]]) * math.prod(self.shapes[node.input[1]][1:])
+        if node.op_type == "MatMul":
+            return math.prod(self.shapes[node.output[0]]) * self.shapes[node.input[0]][-1]
+        if node.op_type == UPSAMPLE:  # its taps: squared distances over the guide's channels, sums over the values'
+            radius = next(entry.i for entry in node.attribute if entry.name == "radius")
+            _, channels, height, width = self.shapes[node.output[0]]
+            return (2 * radius + 1) ** 2 * (channels + self.shapes[node.input[1]][1]) * height * width
+        return 0
+
+
+def group(node: onnx.NodeProto) -> int:
+    """The groups of a convolution."""
+    return next((entry.i for entry in node.attribute if entry.name == "group"), 1)

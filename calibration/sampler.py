@@ -1,0 +1,239 @@
+"""Which tiles a network is calibrated on: real, varied, all different, the same for the same seed.
+
+Ranges are only as good as the pictures behind them, and a folder of the wrong ones goes unnoticed:
+random pixels, black frames or one picture in fifty copies all give ranges. So they are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echoir.degradations import Degradation, Task
+from echoir.runtime.errors import ImageError
+
+Floats = NDArray[np.float32]
+Source = tuple[Path, "Path | None"]  # a clean picture, and what the world made of it if that is known
+Read = Callable[[Path], NDArray[np.uint8]]
+
+PICTURES = 64  # that are looked at, at most: more cost time and change the ranges no longer
+CROPS = 4  # of every picture
+# Neighbouring pixels of photographs correlate by 0.9 and more, those of white noise by 0.
+LEAST_CORRELATION = 0.3
+LEAST_DEVIATION = 2 / 255
+SIGNATURE = 8  # pictures shrunk to 8 x 8 grays ...
+DUPLICATE = 3 / 255  # ... that differ by less than this (root mean square) are one picture
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A piece of a picture: float32 [1, 3, side, side], degraded and true."""
+
+    name: str
+    degraded: Floats
+    truth: Floats
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Two sets from different pictures.
+
+    Attributes:
+        calibration: what ranges are set on.
+        sensitivity: what layers are judged on.
+        fingerprint: SHA-256 of every pixel of both.
+        pictures: how many they come from.
+        degradation: what was done to clean pictures, or ``"pairs"``.
+    """
+
+    calibration: tuple[Tile, ...]
+    sensitivity: tuple[Tile, ...]
+    fingerprint: str
+    pictures: int
+    degradation: str
+
+
+def sample(
+    sources: Sequence[Source],
+    task: str,
+    degradation: Task | None,
+    read: Read,
+    *,
+    side: int,
+    calibration: int = 24,
+    sensitivity: int = 12,
+    seed: int = 0,
+) -> Tiles:
+    """Draw tiles from pictures.
+
+    Pictures are shuffled and dealt out: two of three to calibration, one to sensitivity. Of each, a few
+    crops are taken and degraded; of all crops of a set, those are kept that spread most evenly over
+    brightness, detail and strength of the degradation.
+
+    Args:
+        sources: clean pictures, or pairs.
+        task: its name, for messages.
+        degradation: what the task undoes, for clean pictures; calibration sees it as training did, and
+            sensitivity at the strengths the task is watched with, if there are such.
+        read: a file to uint8 [H, W, 3].
+        side: of a tile in pixels.
+        calibration, sensitivity: how many tiles; a picture gives at most four.
+        seed: of everything drawn.
+
+    Raises:
+        ImageError: a picture cannot be read, or too few of them are large enough, different from each
+            other, neither constant nor noise; the message says how many fell to what, with a name.
+    """
+    rng = np.random.default_rng(seed)
+    pictures = _pictures([sources[i] for i in rng.permutation(len(sources))[:PICTURES]], task, degradation, read, side)
+    needed = -(-calibration // CROPS) + -(-sensitivity // CROPS)
+    pictures.check(needed)
+    third = max(len(pictures.good) // 3, -(-sensitivity // CROPS))
+    watched = list(degradation.checks.values()) if degradation else []
+    sets = []
+    for part, count, strengths in (
+        (pictures.good[third:], calibration, []),
+        (pictures.good[:third], sensitivity, watched),
+    ):
+        crops = [
+            crop
+            for number, picture in enumerate(part)
+            for crop in _crops(picture, degradation, strengths, number, side, rng)
+        ]
+        sets.append(_spread(crops, count))
+    digest = hashlib.sha256()
+    for tile in (*sets[0], *sets[1]):
+        digest.update(tile.degraded.tobytes())
+        digest.update(tile.truth.tobytes())
+    made = "pairs" if all(degraded is not None for _, degraded in sources) else task
+    return Tiles(tuple(sets[0]), tuple(sets[1]), digest.hexdigest(), len(pictures.good), made)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    name: str
+    clean: Floats  # [H, W, 3]
+    degraded: Floats | None
+
+
+@dataclass
+class _Pictures:
+    """Pictures that will do, and the others by what is wrong with them."""
+
+    good: list[_Picture]
+    bad: dict[str, list[str]]
+
+    def check(self, needed: int) -> None:
+        if len(self.good) >= needed:
+            return
+        reasons = [f"{len(names)} {reason} ({names[0]})" for reason, names in self.bad.items()]
+        raise ImageError(
+            f"calibration needs {needed} different pictures and has {len(self.good)}"
+            + (f"; {', '.join(reasons)}" if reasons else "")
+        )
+
+
+def _pictures(sources: Sequence[Source], task: str, degradation: Task | None, read: Read, side: int) -> _Pictures:
+    found = _Pictures([], {})
+    signatures: list[Floats] = []
+    for clean_path, degraded_path in sources:
+        clean = _float(read(clean_path))
+        degraded = None if degraded_path is None else _float(read(degraded_path))
+        if degraded is None and degradation is None:
+            raise ImageError(f"{clean_path}: {task} needs pairs, in the folders input/ and target/")
+        if degraded is not None and degraded.shape != clean.shape:
+            raise ImageError(f"{degraded_path}: another size than its target {clean_path}")
+        gray = clean.mean(axis=2)
+        signature = _shrunk(gray)
+        room = side + 2 * (degradation.margin if degraded is None and degradation else 0)
+        if min(gray.shape) < room:
+            reason = f"smaller than {room} x {room}"
+        elif gray.std() < LEAST_DEVIATION:
+            reason = "constant"
+        elif _correlation(gray) < LEAST_CORRELATION:
+            reason = "random noise"
+        elif any(np.sqrt(np.square(signature - other).mean()) < DUPLICATE for other in signatures):
+            reason = "a copy of another"
+        else:
+            signatures.append(signature)
+            found.good.append(_Picture(clean_path.name, clean, degraded))
+            continue
+        found.bad.setdefault(reason, []).append(clean_path.name)
+    return found
+
+
+def _crops(
+    picture: _Picture,
+    degradation: Task | None,
+    strengths: Sequence[Degradation],
+    number: int,
+    side: int,
+    rng: np.random.Generator,
+) -> list[Tile]:
+    margin = degradation.margin if picture.degraded is None and degradation else 0
+    height, width, _ = picture.clean.shape
+    made = []
+    for index in range(CROPS):
+        y = int(rng.integers(margin, height - side - margin + 1))
+        x = int(rng.integers(margin, width - side - margin + 1))
+        inner = (slice(y, y + side), slice(x, x + side))
+        if picture.degraded is not None:
+            degraded = picture.degraded[inner]
+        else:
+            assert degradation is not None
+            degrade = strengths[(number * CROPS + index) % len(strengths)] if strengths else degradation.degrade
+            outer = picture.clean[y - margin : y + side + margin, x - margin : x + side + margin]
+            degraded = degrade(outer, rng)[margin : margin + side, margin : margin + side]
+        name = f"{picture.name} at {y}, {x}"
+        made.append(Tile(name, _planes(degraded), _planes(picture.clean[inner])))
+    return made
+
+
+def _spread(crops: list[Tile], count: int) -> list[Tile]:
+    """The crops that lie furthest apart in brightness, detail and degradation, each measured by rank."""
+    features = np.array([_features(crop) for crop in crops])
+    ranks = features.argsort(axis=0).argsort(axis=0) / max(len(crops) - 1, 1)
+    chosen = [int(np.square(ranks - 0.5).sum(axis=1).argmin())]
+    distance = np.full(len(crops), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, np.square(ranks - ranks[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return [crops[index] for index in sorted(chosen)]
+
+
+def _features(crop: Tile) -> tuple[float, float, float]:
+    gray = crop.truth.mean(axis=(0, 1))
+    detail = np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean()
+    return float(gray.mean()), float(detail), float(np.square(crop.degraded - crop.truth).mean())
+
+
+def _correlation(gray: Floats) -> float:
+    """Of horizontal and vertical neighbours, the larger; photographs reach 0.9."""
+    pairs = ((gray[:, :-1], gray[:, 1:]), (gray[:-1], gray[1:]))
+    return max(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in pairs)
+
+
+def _shrunk(gray: Floats) -> Floats:
+    """Means over a grid of 8 x 8 cells, [64]."""
+    rows, columns = (np.linspace(0, size, SIGNATURE + 1).astype(int) for size in gray.shape)
+    means = [
+        gray[top:bottom, left:right].mean() if bottom > top and right > left else 0.0
+        for top, bottom in pairwise(rows)
+        for left, right in pairwise(columns)
+    ]
+    return np.array(means, np.float32)
+
+
+def _float(pixels: NDArray[np.uint8]) -> Floats:
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+def _planes(pixels: NDArray[Any]) -> Floats:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32)

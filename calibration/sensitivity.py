@@ -1,0 +1,111 @@
+"""What INT8 costs in dB: PSNR against ground truth, before and after, on tiles of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from echoir.calibration.graph import Graph, Layer
+from echoir.calibration.ranges import open_model
+from echoir.calibration.sampler import Tile
+from echoir.metrics import psnr, to_8bit
+from echoir.runtime.files import atomic_write
+
+Quantize = Callable[[Collection[Layer]], onnx.ModelProto]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that go to INT8 together: those of one kind in one stage of the network."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+
+def groups(graph: Graph) -> list[Group]:
+    """All layers that can be quantized, in the order of the graph.
+
+    A network has some sixty groups whatever its depth, so the search takes as many measurements for
+    ``base`` as for ``tiny``.
+    """
+    found: dict[str, list[Layer]] = defaultdict(list)
+    for layer in graph.layers:
+        stage, *path = layer.name.split("/")[:-1]
+        if "attention" in path:
+            path = ["attention", layer.kind]
+        elif "feed_forward" in path:
+            path = ["feed_forward", "out" if path[-1] == "out" else layer.kind]
+        found["/".join([stage, *path])].append(layer)
+    return [Group(name, tuple(layers)) for name, layers in found.items()]
+
+
+class Judge:
+    """Measures the drop that quantized layers cause; what was measured once is remembered in a file.
+
+    Args:
+        model: float32, for one tile.
+        quantize: gives the model with these layers in INT8.
+        tiles: of the sensitivity set.
+        identity: of all that figures depend on; a file of another identity is not used.
+        memory: the file, or None to remember nothing.
+        threads: of ONNX Runtime.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        quantize: Quantize,
+        tiles: Sequence[Tile],
+        *,
+        identity: str,
+        memory: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._quantize, self._tiles, self._threads = quantize, tiles, threads
+        self._identity, self._memory = identity, memory
+        self._known: dict[str, list[float]] = self._recall()
+        self._model = model
+
+    def drop(self, layers: Collection[Layer]) -> NDArray[np.float64]:
+        """The drop of each tile in dB; negative where INT8 happens to be better."""
+        return self._psnr([]) - self._psnr(layers)
+
+    def _psnr(self, layers: Collection[Layer]) -> NDArray[np.float64]:
+        names = sorted(layer.name for layer in layers)
+        key = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        if key not in self._known:
+            session = open_model(self._quantize(layers) if layers else self._model, self._threads)
+            source = session.get_inputs()[0].name
+            self._known[key] = [
+                psnr(to_8bit(session.run(None, {source: tile.degraded})[0]), to_8bit(tile.truth), 255)
+                for tile in self._tiles
+            ]
+            self._remember()
+        return np.array(self._known[key])
+
+    def _recall(self) -> dict[str, list[float]]:
+        if self._memory is None or not self._memory.is_file():
+            return {}
+        try:
+            content: dict[str, Any] = json.loads(self._memory.read_text())
+            return dict(content["psnr"]) if content["identity"] == self._identity else {}
+        except (ValueError, KeyError, TypeError):
+            return {}  # half-written by another version: measure again
+
+    def _remember(self) -> None:
+        if self._memory is not None:
+            with atomic_write(self._memory) as temporary:
+                temporary.write_text(json.dumps({"identity": self._identity, "psnr": self._known}))

@@ -1,0 +1,234 @@
+"""The INT8 artifact: calibrate a checkpoint, choose its layers, and write the graph with Q/DQ."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from echoir.calibration.calibrate import METHOD, Calibrated, calibrate, choose
+from echoir.calibration.ranges import open_model
+from echoir.calibration.sampler import Tiles, sample
+from echoir.calibration.search import Choice
+from echoir.calibration.sensitivity import groups
+from echoir.checkpoint import Checkpoint
+from echoir.data import list_pictures, read_rgb
+from echoir.degradations import TASKS
+from echoir.export.onnx_export import IO, build_model, tile_alignment
+from echoir.export.precision import to_fp16
+from echoir.runtime.artifact import Calibration, Precision
+from echoir.runtime.errors import GateError
+from echoir.runtime.files import atomic_write
+from echoir.runtime.progress import Progress
+
+Remainder = Literal["fp16", "fp32"]
+SIDE = 128  # of calibration tiles: ranges hardly depend on it, and everything takes a quarter of the time of 256
+ROUNDS = 5  # of timing, each graph in turn
+SHOWN = 8  # groups that a line names
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What calibration found, before anything is written.
+
+    Attributes:
+        calibrated: graph and ranges.
+        choice: the layers, and what they cost.
+        tiles: that it rests on.
+    """
+
+    calibrated: Calibrated
+    choice: Choice
+    tiles: Tiles
+
+    @property
+    def record(self) -> Calibration:
+        """For the manifest."""
+        return Calibration(
+            fingerprint=self.tiles.fingerprint,
+            method=METHOD,
+            tiles=len(self.tiles.calibration),
+            sensitivity_tiles=len(self.tiles.sensitivity),
+            equalized=self.calibrated.places,
+            budget=self.choice.budget,
+            drop=self.choice.drop,
+            share=self.choice.share,
+        )
+
+    @property
+    def sensitivity(self) -> dict[str, Any]:
+        """The search as ``sensitivity.json`` and the report show it; drops in dB, shares of multiply-accumulates."""
+        choice = self.choice
+        groups = [
+            {
+                "name": cost.group.name,
+                "layers": [layer.name for layer in cost.group.layers],
+                "share": cost.share,
+                "drop": cost.drop,
+                "worst_tile_drop": cost.worst,
+                "int8": cost.int8,
+            }
+            for cost in choice.costs
+        ]
+        return {
+            "format": 1,
+            "budget": choice.budget,
+            "share": choice.share,
+            "drop": choice.drop,
+            "worst_tile_drop": choice.worst,
+            "curve": [list(point) for point in choice.curve],
+            "groups": groups,
+            "degradation": self.tiles.degradation,
+            "fingerprint": self.tiles.fingerprint,
+            "calibration_tiles": [tile.name for tile in self.tiles.calibration],
+            "sensitivity_tiles": [tile.name for tile in self.tiles.sensitivity],
+        }
+
+    def lines(self) -> list[str]:
+        """For the terminal: the share, the cost, and what stays higher."""
+        choice = self.choice
+        kept = choice.kept
+        shown = ", ".join(f"{cost.group.name} ({cost.drop:.3f} dB alone)" for cost in kept[:SHOWN])
+        more = f" and {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
+        return [
+            f"INT8: {100 * choice.share:.1f} % of multiply-accumulates for {choice.drop:.3f} dB of the "
+            f"{choice.budget:g} allowed, on the sensitivity tiles (worst tile {choice.worst:.3f})",
+            f"kept higher: {shown or 'nothing'}{more}",
+        ]
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    folder: Path,
+    budget: float,
+    *,
+    tile: tuple[int, int],
+    memory: Path | None = None,
+    threads: int | None = None,
+    log_json: bool = False,
+) -> Int8:
+    """Calibrate a checkpoint on a folder of pictures and choose what goes to INT8.
+
+    Args:
+        folder: clean pictures, degraded here as the task is, or pairs in ``input/`` and ``target/``.
+        budget: the largest drop in dB.
+        tile: (height, width) of the artifact; calibration tiles are no larger.
+        memory: keeps measurements of the search, and lets it resume.
+        threads: of ONNX Runtime.
+
+    Raises:
+        ImageError: the folder will not do; the message says why.
+        GateError: not one layer fits the budget.
+    """
+    alignment = tile_alignment(checkpoint.network)
+    side = min(SIDE, *tile) // alignment * alignment
+    sources = [(picture.clean, picture.degraded) for picture in list_pictures([folder])]
+    tiles = sample(sources, checkpoint.task, TASKS.get(checkpoint.task), read_rgb, side=side)
+    model = build_model(checkpoint.network, tile=(side, side), batch=1, io="float")
+    with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json) as progress:
+        calibrated = calibrate(model, tiles, threads=threads, on_step=lambda _: progress.advance())
+    count = len(groups(calibrated.graph))
+    with Progress("sensitivity", count, "groups", log_json=log_json) as progress:
+        choice = choose(
+            calibrated,
+            tiles,
+            budget,
+            memory=memory,
+            threads=threads,
+            on_step=lambda name: progress.advance(last=name),
+        )
+    if not choice.layers:
+        cheapest = choice.costs[0]
+        raise GateError(
+            f"no layer fits a budget of {budget:g} dB in INT8: {cheapest.group.name}, the cheapest, alone costs "
+            f"{cheapest.drop:.3f} dB; export with --precision fp16, or allow more with --max-drop"
+        )
+    return Int8(calibrated, choice, tiles)
+
+
+def export_int8(
+    checkpoint: Checkpoint,
+    path: Path,
+    int8: Int8,
+    *,
+    tile: tuple[int, int],
+    batch: int | None = 1,
+    io: IO = "float",
+    remainder: Remainder = "fp16",
+) -> Precision:
+    """Write the INT8 graph of a checkpoint; says which nodes compute in what.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        int8: what :func:`prepare` found for this checkpoint.
+        tile, batch, io: as for :func:`echoir.export.onnx_export.export_onnx`.
+        remainder: what is not INT8.
+
+    Raises:
+        BackendError: the exporter refuses, or a weight does not fit float16.
+        ImageError: the file cannot be written.
+    """
+    layers = int8.choice.layers
+    model = int8.calibrated.quantized(layers, build_model(checkpoint.network, tile=tile, batch=batch, io=io))
+    names = {layer.name for layer in layers}
+    float32: tuple[str, ...] = ()
+    if remainder == "fp16":
+        model, float32 = to_fp16(model)
+        float32 = tuple(name for name in float32 if not name.endswith(("_QuantizeLinear", "_DequantizeLinear")))
+    kept = [layer.name for layer in int8.calibrated.graph.layers if layer.name not in names]
+    higher = {"float16": tuple(name for name in kept if name not in float32)} if remainder == "fp16" else {}
+    higher["float32"] = float32 if remainder == "fp16" else tuple(kept)
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return Precision("int8", {kind: nodes for kind, nodes in higher.items() if nodes}, tuple(sorted(names)))
+
+
+def time_against(
+    checkpoint: Checkpoint, path: Path, *, tile: tuple[int, int], io: IO = "float", threads: int | None = None
+) -> dict[str, float]:
+    """Milliseconds of one tile through ONNX Runtime on this CPU: ``{"int8": ..., "fp16": ..., "fp32": ...}``.
+
+    The three graphs take turns, so that other load hits them alike; medians of five.
+
+    Args:
+        path: the INT8 graph, for one image per run.
+    """
+    plain = build_model(checkpoint.network, tile=tile, batch=1, io=io)
+    models = {"int8": onnx.load(path), "fp16": to_fp16(plain)[0], "fp32": plain}
+    sessions = {name: open_model(model, threads) for name, model in models.items()}
+    return take_turns(sessions, _example(tile, io))
+
+
+def take_turns(sessions: dict[str, Any], example: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
+    """The median milliseconds of each session on the same input, measured in turns after one run to warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(ROUNDS + 1):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, {session.get_inputs()[0].name: example})
+            if turn:
+                spent[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in spent.items()}
+
+
+def verdict(milliseconds: dict[str, float]) -> str:
+    """What to make of the times, in one sentence."""
+    int8 = milliseconds["int8"]
+    ratios = {name: int8 / value for name, value in milliseconds.items() if name != "int8"}
+    told = " and ".join(f"{ratio:.2f} times {name}'s" for name, ratio in ratios.items())
+    slower = [name for name, ratio in ratios.items() if ratio > 1]
+    advice = f": INT8 is slower here, use {min(slower, key=lambda name: milliseconds[name])} on a CPU" if slower else ""
+    return f"a tile in ONNX Runtime on this CPU takes {int8:.0f} ms, {told}{advice}"
+
+
+def _example(tile: tuple[int, int], io: IO) -> np.ndarray[Any, np.dtype[Any]]:
+    rng = np.random.default_rng(0)
+    if io == "uint8":
+        return rng.integers(0, 256, (1, *tile, 3), np.uint8)
+    return rng.random((1, 3, *tile), np.float32)
