@@ -79,6 +79,41 @@ def measure_options(command: Any) -> Any:
     return command
 
 
+_ENGINE = [
+    click.option(
+        "--plugin/--no-plugin",
+        default=None,
+        help="TensorRT: the upsampler as a plugin or as an ONNX function. [default: the plugin where it can be made]",
+    ),
+    click.option(
+        "--opt-level",
+        "optimization_level",
+        type=click.IntRange(0, 5),
+        help="How long the engine builder searches. [default: 3]",
+    ),
+    click.option(
+        "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Memory that a layer may take. [default: all]"
+    ),
+    click.option(
+        "--version-compatible",
+        is_flag=True,
+        help="TensorRT: the engine also loads in later 10.x or 11.x; it is tens of MB larger and may be slower.",
+    ),
+    click.option(
+        "--hardware-compatible",
+        is_flag=True,
+        help="TensorRT: the engine also runs on other GPUs from compute capability 8.0 up; it may be slower.",
+    ),
+]
+
+
+def engine_options(command: Any) -> Any:
+    """How an engine is built: :class:`echoir.export.engine.EngineOptions`."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.option(
     "--precision",
@@ -129,6 +164,7 @@ def measure_options(command: Any) -> Any:
     metavar="X.Y",
     help="GPU an engine is for, e.g. 8.9; may be repeated. [default: the builder's]",
 )
+@engine_options
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="[default: ./echoir-WEIGHTS-PRECISION]")
 @click.option("--force", is_flag=True, help="Replace an earlier export in DIR.")
 @measure_options
@@ -142,12 +178,15 @@ def export(**options: Any) -> None:
     from echoir.runtime.errors import needs_extra
 
     with needs_extra("export"):
+        from echoir.export.engine import EngineOptions
         from echoir.export.pipeline import Request, export_artifact
         from echoir.export.summary import lines
 
     gate = {name: options.pop(name) for name in ("min_psnr", "max_drop")}
     log_json, force = options.pop("log_json"), options.pop("force")
-    request = Request(**options, **gate)
+    names = ("plugin", "optimization_level", "workspace", "version_compatible", "hardware_compatible")
+    engine = EngineOptions(**{name: options.pop(name) for name in names})
+    request = Request(**options, **gate, engine=engine)
     folder = request.folder
     if request.overlap >= min(request.tile):
         raise click.UsageError(

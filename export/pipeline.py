@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from echoir import __version__
 from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
 from echoir.checkpoint import Checkpoint, load_checkpoint
-from echoir.export.engine import MODULES, EngineTarget, build_engine
+from echoir.export.engine import MODULES, EngineOptions, EngineTarget, build_engine
 from echoir.export.onnx_export import INPUT, OPSET, OUTPUT, export_onnx, tile_alignment
 from echoir.export.parity import GATES, ParityReport, default_gate, measure_parity
 from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_against, verdict
@@ -55,6 +55,7 @@ class Request:
         overlap: pixels that neighbouring tiles share at least, the artifact's default.
         io: ``"float"`` (float32 NCHW in [0, 1]) or ``"uint8"`` (NHWC).
         compute_capabilities: GPUs an engine is for, as ``"8.9"``; empty takes the builder's default.
+        engine: how engines are built.
         images: pictures for parity (see :func:`echoir.samples.open_samples`); None takes the shipped.
         sigma, limit: of the pictures.
         min_psnr, max_drop: the gate; None takes the precision's. For int8, ``max_drop`` is also the budget
@@ -73,6 +74,7 @@ class Request:
     overlap: int = 32
     io: IO = "float"
     compute_capabilities: tuple[str, ...] = ()
+    engine: EngineOptions = field(default_factory=EngineOptions)
     images: Path | None = None
     sigma: float | None = None
     limit: int | None = None
@@ -321,7 +323,7 @@ def _build_engines(
     left_out: list[tuple[str, str]] = []
     for target, required in wanted.items():
         try:
-            built.append(_build_engine(request, source, target))
+            built.append(_build_engine(request, source, target, progress))
         except BackendError as error:
             if required:
                 raise
@@ -330,11 +332,18 @@ def _build_engines(
     return built, left_out
 
 
-def _build_engine(request: Request, source: Artifact, target: EngineTarget) -> Artifact:
+def _build_engine(request: Request, source: Artifact, target: EngineTarget, progress: Progress) -> Artifact:
     manifest = source.manifest
     path = source.model_path.with_name(f"{request.name}-{target}.engine")
-    info = build_engine(source.model_path, path, target=target, compute_capabilities=request.compute_capabilities)
-    engine = Engine(info.version, info.compute_capabilities, info.seconds, info.gpu, info.driver)
+    info = build_engine(
+        source.model_path,
+        path,
+        target=target,
+        compute_capabilities=request.compute_capabilities,
+        options=request.engine,
+        on_progress=lambda percent: progress.advance(0, last=f"{target} {percent} %"),
+    )
+    engine = Engine(info.version, info.compute_capabilities, info.seconds, info.gpu, info.driver, info.details)
     # No figures: an engine runs on the GPU it is for. Its source's are found by onnx_sha256.
     return write_artifact(
         replace(
