@@ -2,8 +2,8 @@
 
 A file that is made from a file is encoded in segments of a fixed number of frames, each with an encoder of its
 own, that lie in ``NAME.partial/`` until the whole is put together: whatever interrupts a run, the segments that
-are there play, and a run that resumes gives the packets that an undisturbed one gives. What comes from a camera
-or a pipe is encoded straight into ``NAME.partial.EXT``, which plays up to where it got, and is renamed at the end.
+are there play, and a run that resumes encodes the frames that an undisturbed one does. What comes from a camera or
+a pipe is encoded straight into ``NAME.partial.EXT``, which plays up to where it got, and is renamed at the end.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Encoding:
         name = self.encoder or default
         options = dict(self.options)
         if name in ("libx264", "libx265", "libvpx-vp9", "libsvtav1", "libaom-av1"):
+            if self.quality is None and {"crf", "qp", "b"} & options.keys():
+                return Encoding(name, None, options)
             chosen = self.quality if self.quality is not None else (24 if "vp9" in name else 18)
             options = {"crf": str(chosen)} | ({"b": "0"} if "vp9" in name else {}) | options
         elif self.quality is not None:
@@ -138,8 +140,10 @@ class VideoFile:
         self._written = 0
         with _writing(self._target):
             # Fragments while it grows, so that it plays whatever happens; one index when it is whole.
-            fragments = {"movflags": "hybrid_fragmented"} if _container(self._target) in ("mp4", "mov") else {}
-            self._container = self._av.open(str(self._partial), "w", format=_container(self._target), options=fragments)
+            options = {"flush_packets": "1", **_NO_SHIFT}
+            if _container(self._target) in ("mp4", "mov"):
+                options["movflags"] = "hybrid_fragmented"
+            self._container = self._av.open(str(self._partial), "w", format=_container(self._target), options=options)
             self._encoder = _Encoder(self._container, info, self._encoding, self._pixels)
             if info.display is not None:
                 self._encoder.stream.set_display_matrix(info.display)
