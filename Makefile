@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find echoir export runtime calibration -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit packages clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,13 @@ types: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(BIN)/pytest
+
+# Programs and bindings of Debian that the tests of streams use; without them those skip. Needs root.
+packages:
+	apt-get update -q
+	apt-get install -qy --no-install-recommends ffmpeg gstreamer1.0-tools gstreamer1.0-plugins-base \
+		gstreamer1.0-plugins-good gstreamer1.0-python3-plugin-loader python3-gi python3-gst-1.0 \
+		gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0
 
 # A wheel, not an editable install, so that missing package data shows.
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)

@@ -137,12 +137,11 @@ def open_sink(
 
 def _pipe_header(source: Source, wishes: Wishes) -> bytes | None:
     """The YUV4MPEG2 header for standard output, or None for raw frames."""
-    piped = isinstance(source, PipeSource)
-    if wishes.output_format == "raw" or (wishes.output_format is None and piped and source.header is None):
+    header = source.header if isinstance(source, PipeSource) else None
+    raw_in = isinstance(source, PipeSource) and header is None
+    if wishes.output_format == "raw" or (wishes.output_format is None and raw_in):
         return None
-    if piped and source.header is not None:
-        return source.header
-    return y4m_header(source.info)
+    return header or y4m_header(source.info)
 
 
 class ReturningSource:

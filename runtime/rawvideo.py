@@ -65,7 +65,7 @@ class PipeSource:
         total = sum(plane.nbytes for plane in frame.planes)
         done = 0
         for plane in frame.planes:
-            view = memoryview(plane).cast("B")
+            view = plane.data.cast("B")
             while view:
                 count = self._file.readinto(view)
                 if not count:
@@ -195,7 +195,7 @@ class PipeSink:
         for plane, shape in zip(
             frame.planes, self._info.format.shapes(self._info.height, self._info.width), strict=True
         ):
-            self._write(memoryview(np.ascontiguousarray(plane[:, : shape[1]])).cast("B"))
+            self._write(np.ascontiguousarray(plane[:, : shape[1]]).data.cast("B"))
         self._written += 1
         self._pool.give_back(frame)
 

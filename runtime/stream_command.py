@@ -101,6 +101,7 @@ _sink_options = _groups(
 @click.pass_context
 def stream(
     ctx: click.Context,
+    /,
     source: str,
     sink: str,
     model: str,

@@ -55,7 +55,7 @@ class VideoSource:
         import av
 
         count = packets = 0
-        expected: int | None = None
+        last: VideoFrame | None = None
         end = 0.0
         try:
             for packet in self.container.demux():
@@ -72,11 +72,9 @@ class VideoSource:
                 for frame in decoded:
                     if frame.is_corrupt:
                         self._damage(f"{self.name}: frame {count} is damaged")
-                    given = self._frame(frame, count, expected)
-                    if given.pts is not None:
-                        expected = given.pts + (given.duration or 0)
+                    last = self._frame(frame, count, last)
                     count += 1
-                    yield given
+                    yield last
         except av.error.FFmpegError as error:
             raise ImageError(f"{self.name} cannot be read on after frame {count}: {error.strerror}") from error
         self._check_end(packets, end)
@@ -95,7 +93,7 @@ class VideoSource:
         if self.damaged <= 3:
             self.note(message + ("; further ones are only counted" if self.damaged == 3 else ""))
 
-    def _frame(self, frame: av.VideoFrame, count: int, expected: int | None) -> VideoFrame:
+    def _frame(self, frame: av.VideoFrame, count: int, last: VideoFrame | None) -> VideoFrame:
         if frame.format.name in REPACKED:
             pts, duration = frame.pts, frame.duration
             frame = frame.reformat(format=REPACKED[frame.format.name])
@@ -107,8 +105,13 @@ class VideoSource:
                 f"frame {count} of {self.name} is {found[0]} x {found[1]} {found[2]} and the stream began as "
                 f"{info.width} x {info.height} {info.format.name}; cut it there"
             )
-        pts = expected if frame.pts is None else frame.pts
-        return VideoFrame(planes_of(frame), pts, frame.duration or None, owner=frame)
+        duration = frame.duration or (round(1 / (info.rate * info.time_base)) if info.rate else 1)
+        next_pts = 0 if last is None or last.pts is None else last.pts + (last.duration or 1)
+        pts = next_pts if frame.pts is None else frame.pts  # raw streams have no time stamps
+        if last is not None and last.pts is not None and pts <= last.pts:
+            self._damage(f"{self.name}: the time stamp of frame {count} does not rise; it is moved")
+            pts = last.pts + 1
+        return VideoFrame(planes_of(frame), pts, duration, owner=frame)
 
     def give_back(self, frame: VideoFrame) -> None:
         """Frames belong to the decoder's own pool."""
@@ -161,7 +164,8 @@ def open_video(
 def planes_of(frame: av.VideoFrame) -> list[Array]:
     """The planes of PyAV's frame as arrays [rows, samples per row and padding]; they keep the frame alive."""
     dtype: Any = FORMATS[frame.format.name].dtype
-    return [np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize) for plane in frame.planes]
+    planes: Any = frame.planes  # buffers, which Python 3.10's types cannot say
+    return [np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize) for plane in planes]
 
 
 def _is_device(name: str) -> bool:
@@ -212,5 +216,5 @@ def _display_matrix(container: InputContainer, stream: VideoStream) -> tuple[int
         container.seek(0, backward=True, any_frame=False)
     except av.error.FFmpegError:
         return None  # the damage shows again when the frames are read
-    side = frame.side_data.get("DISPLAYMATRIX") if frame is not None else None
+    side: Any = frame.side_data.get("DISPLAYMATRIX") if frame is not None else None
     return None if side is None else tuple(int(value) for value in np.frombuffer(side, "<i4")[:9])

@@ -443,7 +443,7 @@ def _packets(paths: list[Path], video: VideoStream) -> Iterator[Packet[Any]]:
     Those come from the time stamps: in rising order, each as much earlier as the encoder looked ahead. A
     segment's own would run into the segment before.
     """
-    stamps = [packet.pts for packet in _demuxed(paths)]
+    stamps = [packet.pts for packet in _demuxed(paths) if packet.pts is not None]
     rising = sorted(stamps)
     rank = {pts: index for index, pts in enumerate(rising)}
     ahead = max(index - rank[pts] for index, pts in enumerate(stamps))
