@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from echoir.export import engine
-from echoir.export.engine import RTX_CAPABILITIES, build_engine
+from echoir.export import engine, engine_worker
+from echoir.export.engine import RTX_CAPABILITIES, EngineOptions, build_engine
+from echoir.export.engine_worker import RefusedError, Share
+from echoir.export.layers import Layer, expected_types, fallen_back, precisions, read_layers
 from echoir.export.onnx_export import export_onnx
 from echoir.network import EchoIR
 from echoir.runtime.errors import BackendError, MissingExtraError
@@ -44,6 +52,14 @@ def impostor(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None
     (folder / "tensorrt_rtx.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.syspath_prepend(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network, exported once."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+    export_onnx(EchoIR.from_preset("tiny"), path, tile=(32, 32), precision="fp16")
+    return path
 
 
 @rtx
@@ -117,3 +133,192 @@ def test_tensorrt_without_a_gpu_says_where_to_run_it(tmp_path: Path, monkeypatch
     monkeypatch.setitem(engine.MODULES, "tensorrt", ("json", "tensorrt"))  # any module that is installed
     with pytest.raises(BackendError, match=r"needs an NVIDIA GPU.*trtexec --onnx=one.onnx --stronglyTyped"):
         build_engine(write(tmp_path / "one.onnx"), tmp_path / "e", target="tensorrt")
+
+
+@rtx
+def test_the_engine_tells_its_layers_and_its_progress(tiny: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+    info = build_engine(
+        tiny,
+        tmp_path / "e",
+        target="tensorrt-rtx",
+        compute_capabilities=["8.9"],
+        options=EngineOptions(optimization_level=2, workspace=512),
+        on_progress=told.append,
+    )
+    assert told == sorted(told)
+    assert told[-1] > 50
+    assert info.details["upsampler"] == "function"
+    assert info.details["options"]["workspace"] == 512
+    found = info.details["precisions"]["convolution"]
+    assert found["float16"] > 10 * found["float32"]  # those of the channel attention, on one pixel
+    assert sum(sum(counts.values()) for counts in info.details["precisions"].values()) == info.details["layers"]
+
+
+@rtx
+def test_every_typed_node_runs_in_its_type_and_a_wrong_type_would_be_found(tiny: Path) -> None:
+    expected = expected_types(tiny)
+    layers = [Layer("l", "correlation", (kind,), (node,)) for node, kind in expected.items()]
+    assert not fallen_back(layers, expected)
+    node = "up1/reduce/Conv"
+    assert expected[node] == "float16"
+    assert fallen_back([Layer("l", "gemm", ("float32",), ("other", node))], expected) == [
+        f"{node} reads float32 instead of float16"
+    ]
+
+
+def test_a_quantized_node_is_expected_to_read_int8(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("Conv", ["d", "w"], ["y"], name="quantized"),
+        helper.make_node("Conv", ["x", "w"], ["z"], name="plain"),
+    ]
+    tensors = {
+        "scale": np.float32(0.1),
+        "zero": np.int8(0),
+        "w": np.ones((1, 1, 1, 1), np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "q",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "yz"],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "q.onnx")
+    assert expected_types(tmp_path / "q.onnx") == {"quantized": "int8", "plain": "float32"}
+
+
+def test_layers_are_read_in_the_words_of_old_and_new_versions() -> None:
+    lines = [
+        "Name: a + b, LayerType: CaskConvolution, Inputs: [ { Name: t[0], Location: Device, Dimensions: [1,3,8,8], "
+        "Format/Datatype: Row major linear FP16 }], Outputs: [ { Name: u, Format/Datatype: Row major linear FP32 }], "
+        "TacticName: x, Metadata: [ONNX Layer: one]\x1f[ONNX Layer: two]",
+        "Severity.VERBOSE Layers:",
+        "Name: s, LayerType: signal, Inputs: [], Constants: [], Outputs: []",
+        "Name: g, LayerType: gemm, Inputs: [ { Name: v, Datatype: Int8, Format: (Linear) Row }, { Name: w, "
+        "Datatype: Half, Format: (Linear) Row }], Constants: [ { Name: c, Datatype: Float }], Outputs: [], Metadata: ",
+        "Name: k, LayerType: kgen, Inputs: [], Constants: [], Outputs: [ { Name: o, Datatype: Int32 }]",
+    ]
+    layers = read_layers(lines)
+    assert [layer.inputs for layer in layers] == [("float16",), ("int8", "float16"), ()]
+    assert layers[0].nodes == ("one", "two")
+    assert precisions(layers) == {
+        "convolution": {"float16": 1},
+        "matrix product": {"int8": 1},
+        "other": {"none": 1},
+    }
+
+
+def test_an_engine_whose_layers_fell_back_is_refused(tiny: Path) -> None:
+    """By a library that pretends to build, and reports a convolution in float32."""
+    logger = SimpleNamespace(
+        layers=["Name: x, LayerType: correlation, Inputs: [ { Datatype: Float }], [ONNX Layer: up1/reduce/Conv]"]
+    )
+    request = {"module": "tensorrt_rtx", "onnx": str(tiny)}
+    with pytest.raises(RefusedError, match=r"1 layers .* up1/reduce/Conv reads float32 instead of float16"):
+        engine_worker._read_back(None, logger, b"", request)
+
+
+@pytest.mark.parametrize(
+    ("events", "done"),
+    [
+        ([("start", "a", None, 4), ("step", "a", 0)], 0.25),
+        ([("start", "a", None, 4), ("step", "a", 0), ("start", "b", "a", 2), ("step", "b", 0)], 0.375),
+        ([("start", "a", None, 2), ("start", "b", "a", 1), ("start", "c", "b", 4), ("step", "c", 1)], 0.25),
+        ([("start", "a", None, 2), ("start", "b", "a", 1), ("finish", "b"), ("step", "a", 0)], 0.5),
+        ([("step", "unknown", 3)], 0.0),
+    ],
+)
+def test_nested_phases_add_up(events: list[tuple[Any, ...]], done: float) -> None:
+    share = Share()
+    for name, *arguments in events:
+        getattr(share, name)(*arguments)
+    assert share.done == done
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "chosen", "functions"),
+    [
+        ("10.3.0", {}, "plugin class", 0),
+        ("10.7.0", {}, "plugin class", 1),
+        ("10.9.0.34", {}, "plugin", 1),
+        ("11.4.0.106", {}, "plugin", 1),
+        ("11.4.0.106", {"plugin": False}, "function", 1),
+        ("11.4.0.106", {"version_compatible": True}, "function", 1),
+    ],
+)
+def test_each_parser_gets_the_file_it_takes_the_upsampler_from(
+    version: str,
+    options: dict[str, Any],
+    chosen: str,
+    functions: int,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    aimed: list[str] = []
+    modules = {
+        "echoir.export.plugin": SimpleNamespace(aim=aimed.append),
+        "echoir.export.plugin_code": SimpleNamespace(for_class=aimed.append),
+        "echoir.runtime.plugin_class": SimpleNamespace(register=lambda trt, code: None),
+    }
+    monkeypatch.setattr(engine_worker, "import_module", modules.__getitem__)
+    asked = asdict(EngineOptions()) | options
+    request = {"onnx": str(tiny), "answer": str(tmp_path / "answer.json"), "options": asked}
+    trt = SimpleNamespace(__version__=version)
+    upsampler, path = engine_worker._adapt(trt, request, "8.7")
+    assert upsampler == chosen
+    assert len(onnx.load(path).functions) == functions
+    assert aimed == ([] if chosen == "function" else ["8.7"])
+
+
+def test_a_plugin_that_cannot_be_made_is_the_function_with_a_reason_or_a_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> Any:
+        raise MissingExtraError("triton", "kernel")
+
+    monkeypatch.setattr(engine_worker, "import_module", missing)
+    trt = SimpleNamespace(__version__="11.4.0.106")
+    request = {"onnx": "x.onnx", "options": asdict(EngineOptions())}
+    assert engine_worker._adapt(trt, request, "8.7") == (
+        "function, since the plugin cannot be made here (triton is not installed; run: pip install 'echoir[kernel]')",
+        "x.onnx",
+    )
+    request["options"] = asdict(EngineOptions(plugin=True))
+    with pytest.raises(RefusedError, match="the plugin cannot be made: triton is not installed"):
+        engine_worker._adapt(trt, request, "8.7")
+
+
+PLUGIN_IN_RTX = """
+import sys
+import tensorrt_rtx as trt
+
+class Creator(trt.IPluginCreatorV3One):
+    def __init__(self):
+        trt.IPluginCreatorV3One.__init__(self)
+        self.name, self.plugin_namespace, self.plugin_version = "EchoUpsample", "echoir", "1"
+        self.field_names = trt.PluginFieldCollection([])
+
+    def create_plugin(self, name, fields, phase):
+        print("the plugin was asked for", flush=True)
+
+registered = trt.get_plugin_registry().register_creator(Creator(), "echoir")
+print("registered", registered, flush=True)
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+print("parsed", trt.OnnxParser(network, logger).parse_from_file(sys.argv[1]), flush=True)
+"""
+
+
+@rtx
+def test_tensorrt_rtx_dies_of_a_registered_plugin_so_it_is_never_shown_one(tiny: Path, tmp_path: Path) -> None:
+    died = subprocess.run([sys.executable, "-c", PLUGIN_IN_RTX, tiny], capture_output=True, text=True, check=False)
+    assert "registered True" in died.stdout
+    assert died.returncode < 0, died.stdout
+    assert "parsed True" not in died.stdout
+    info = build_engine(tiny, tmp_path / "e", target="tensorrt-rtx", options=EngineOptions(plugin=True))
+    assert info.details["upsampler"] == "function"
