@@ -43,6 +43,7 @@ class VideoSource:
     live: bool
     note: Callable[[str], None]
     damaged: int = 0
+    _shift: int = 0
 
     def frames(self) -> Iterator[VideoFrame]:
         """Decoded frames in the order they are shown.
@@ -107,10 +108,12 @@ class VideoSource:
             )
         duration = frame.duration or (round(1 / (info.rate * info.time_base)) if info.rate else 1)
         next_pts = 0 if last is None or last.pts is None else last.pts + (last.duration or 1)
-        pts = next_pts if frame.pts is None else frame.pts  # raw streams have no time stamps
+        pts = next_pts if frame.pts is None else frame.pts + self._shift  # raw streams have no time stamps
         if last is not None and last.pts is not None and pts <= last.pts:
             self._damage(f"{self.name}: the time stamp of frame {count} does not rise; it is moved")
-            pts = last.pts + 1
+            if self.live:  # a clock that was set anew: go on from here
+                self._shift += next_pts - pts
+            pts = next_pts if self.live else last.pts + 1
         return VideoFrame(planes_of(frame), pts, duration, owner=frame)
 
     def give_back(self, frame: VideoFrame) -> None:
