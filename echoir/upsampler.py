@@ -203,16 +203,10 @@ def _shape(down: Tensor, *_: Any) -> Tensor:
 @torch.library.custom_op(
     "echoir::echo_upsample_backward",
     mutates_args=(),
+    device_types="cuda",
     schema=f"(Tensor gradient, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _gradients(gradient: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    *tensors, radius, combine = inputs
-    _, pull_back = torch.func.vjp(lambda *primals: _in_blocks(*primals, radius, combine), *tensors)
-    return tuple(slope.contiguous() for slope in pull_back(gradient))
-
-
-@_gradients.register_kernel("cuda")
-def _gradients_on_cuda(*arguments: Any) -> tuple[Tensor, ...]:
+def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
     with needs_extra("kernel"):
         from echoir.kernel_backward import backward
     return backward(*arguments)
@@ -229,7 +223,12 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    slopes = torch.ops.echoir.echo_upsample_backward(gradient, *ctx.saved_tensors, ctx.radius, ctx.combine)
+    if gradient.is_cuda:
+        slopes = torch.ops.echoir.echo_upsample_backward(gradient, *ctx.saved_tensors, ctx.radius, ctx.combine)
+    else:
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+            slopes = torch.autograd.grad(_in_blocks(*leaves, ctx.radius, ctx.combine), leaves, gradient)
     return (*slopes, None, None)
 
 

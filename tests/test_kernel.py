@@ -49,16 +49,27 @@ def test_kernels_match_the_reference_on_a_gpu() -> None:
     run_checks()
 
 
+@pytest.mark.parametrize(
+    "check",
+    [
+        "test_schema",
+        "test_autograd_registration",
+        "test_faketensor",
+        "test_aot_dispatch_static",
+        pytest.param("test_aot_dispatch_dynamic", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_operator_is_registered_as_pytorch_wants_it(device: str) -> None:
-    arguments = (*inputs(device, torch.float32), 1, "sum")
-    torch.library.opcheck(torch.ops.echoir.echo_upsample, arguments)
+def test_the_operator_is_registered_as_pytorch_wants_it(device: str, check: str) -> None:
+    torch.library.opcheck(torch.ops.echoir.echo_upsample, (*inputs(device, torch.float32), 1, "sum"), test_utils=check)
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_the_backward_operator_is_registered_as_pytorch_wants_it() -> None:
     with torch.no_grad():
-        torch.library.opcheck(
-            torch.ops.echoir.echo_upsample_backward,
-            (torch.randn(1, 2, 6, 6, device=device), *arguments),
-            test_utils=("test_faketensor", "test_aot_dispatch_dynamic"),  # test_schema stumbles over torch.func.vjp
-        )
+        arguments = (torch.randn(1, 2, 6, 6, device="cuda"), *inputs("cuda", torch.float32), 1, "sum")
+        torch.library.opcheck(torch.ops.echoir.echo_upsample_backward, arguments)
 
 
 @pytest.mark.parametrize("combine", ["sum", "product"])
