@@ -106,7 +106,7 @@ def choose(
 
     Args:
         tiles: the sensitivity set is used.
-        budget: the largest mean drop, in dB.
+        budget: the largest drop, in dB, at any strength of the degradation.
         memory: a file to resume from and to keep measurements in.
         on_step: told the name of each group measured.
     """

@@ -11,9 +11,11 @@ SmoothQuant (Xiao et al. 2022); the places are this network's own:
 
 - layer normalization's scale, ahead of the 1x1 convolutions that read it;
 - a 1x1 convolution ahead of a depthwise one: nothing lies between;
+- queries and keys: each channel is divided by its own length later, so any factor cancels (this also
+  keeps the scales of their small weights within float16);
 - the gate of a feed-forward, ahead of its last convolution: the product is linear in it.
 
-Two more are as exact and gained nothing (docs/int8.md): queries and keys, and what EchoUpsample averages.
+What EchoUpsample averages is as exact a place, and gained nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from onnx import numpy_helper
 
 from echoir.calibration.graph import Graph, Layer, group
 
-Place = Literal["normalization", "depthwise input", "gated product"]
-PLACES: tuple[Place, ...] = ("normalization", "depthwise input", "gated product")
+Place = Literal["normalization", "depthwise input", "query and key", "gated product"]
+PLACES: tuple[Place, ...] = ("normalization", "depthwise input", "query and key", "gated product")
 # How much of the difference between channels moves into weights that have to bear it (SmoothQuant's alpha).
 BALANCE = 0.75
 
@@ -45,7 +47,7 @@ class Spot:
         place: what stands ahead of it.
         tensor: the activation.
         before: initializers to divide by the factors, along their first axis.
-        readers: convolutions behind it, to multiply.
+        readers: convolutions behind it, to multiply; none where the factor cancels.
         free: the readers' weights bear any factor without loss.
     """
 
@@ -107,6 +109,8 @@ def _behind_convolution(graph: Graph, by_name: Mapping[str, Layer], node: onnx.N
     reader = by_name.get(behind[0].name)
     if reader is not None and reader.kind == "depthwise":
         return Spot("depthwise input", output, before, (reader,), True)
+    if any(part in node.name for part in ("/attention/query/1/", "/attention/key/1/")):
+        return Spot("query and key", output, before, (), True)
     if behind[0].op_type != "Mul" or group(node) == 1:
         return None
     last = graph.consumers[behind[0].output[0]]

@@ -7,7 +7,7 @@ random pixels, black frames or one picture in fifty copies all give ranges. So t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,11 +34,12 @@ DUPLICATE = 3 / 255  # ... that differ by less than this (root mean square) are 
 
 @dataclass(frozen=True)
 class Tile:
-    """A piece of a picture: float32 [1, 3, side, side], degraded and true."""
+    """A piece of a picture: float32 [1, 3, side, side], degraded (by what strength, if that is fixed) and true."""
 
     name: str
     degraded: Floats
     truth: Floats
+    strength: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,10 @@ def sample(
     needed = -(-calibration // CROPS) + -(-sensitivity // CROPS)
     pictures.check(needed)
     third = max(len(pictures.good) // 3, -(-sensitivity // CROPS))
-    watched = list(degradation.checks.values()) if degradation else []
+    watched = dict(degradation.checks) if degradation else {}
     sets = []
     for part, count, strengths in (
-        (pictures.good[third:], calibration, []),
+        (pictures.good[third:], calibration, {}),
         (pictures.good[:third], sensitivity, watched),
     ):
         crops = [
@@ -107,7 +108,15 @@ def sample(
             for number, picture in enumerate(part)
             for crop in _crops(picture, degradation, strengths, number, side, rng)
         ]
-        sets.append(_spread(crops, count))
+        kinds = sorted({crop.strength for crop in crops})
+        shares = [len(range(index, count, len(kinds))) for index in range(len(kinds))]
+        sets.append(
+            [
+                crop
+                for kind, share in zip(kinds, shares, strict=True)
+                for crop in _spread([crop for crop in crops if crop.strength == kind], share)
+            ]
+        )
     digest = hashlib.sha256()
     for tile in (*sets[0], *sets[1]):
         digest.update(tile.degraded.tobytes())
@@ -172,7 +181,7 @@ def _pictures(sources: Sequence[Source], task: str, degradation: Task | None, re
 def _crops(
     picture: _Picture,
     degradation: Task | None,
-    strengths: Sequence[Degradation],
+    strengths: Mapping[str, Degradation],
     number: int,
     side: int,
     rng: np.random.Generator,
@@ -184,15 +193,19 @@ def _crops(
         y = int(rng.integers(margin, height - side - margin + 1))
         x = int(rng.integers(margin, width - side - margin + 1))
         inner = (slice(y, y + side), slice(x, x + side))
+        strength = ""
         if picture.degraded is not None:
             degraded = picture.degraded[inner]
         else:
             assert degradation is not None
-            degrade = strengths[(number * CROPS + index) % len(strengths)] if strengths else degradation.degrade
+            degrade = degradation.degrade
+            if strengths:
+                strength = list(strengths)[(number + index) % len(strengths)]
+                degrade = strengths[strength]
             outer = picture.clean[y - margin : y + side + margin, x - margin : x + side + margin]
             degraded = degrade(outer, rng)[margin : margin + side, margin : margin + side]
         name = f"{picture.name} at {y}, {x}"
-        made.append(Tile(name, _planes(degraded), _planes(picture.clean[inner])))
+        made.append(Tile(name, _planes(degraded), _planes(picture.clean[inner]), strength))
     return made
 
 
@@ -202,7 +215,7 @@ def _spread(crops: list[Tile], count: int) -> list[Tile]:
     ranks = features.argsort(axis=0).argsort(axis=0) / max(len(crops) - 1, 1)
     chosen = [int(np.square(ranks - 0.5).sum(axis=1).argmin())]
     distance = np.full(len(crops), np.inf)
-    while len(chosen) < count:
+    while len(chosen) < min(count, len(crops)):
         distance = np.minimum(distance, np.square(ranks - ranks[chosen[-1]]).sum(axis=1))
         chosen.append(int(distance.argmax()))
     return [crops[index] for index in sorted(chosen)]

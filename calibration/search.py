@@ -6,11 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echoir.calibration.graph import Layer
-from echoir.calibration.sensitivity import Group
+from echoir.calibration.sensitivity import Drop, Group
 
 # Of the budget; the rest is for pictures that suffer more than the tiles here.
 SPENT = 0.8
@@ -18,9 +15,9 @@ FILLS = 4  # combinations beyond the longest prefix that are tried
 
 
 class Measure(Protocol):
-    """Gives the drop of each tile in dB for layers in INT8."""
+    """Gives what layers in INT8 cost."""
 
-    def drop(self, layers: Sequence[Layer]) -> NDArray[np.float64]: ...
+    def drop(self, layers: Sequence[Layer]) -> Drop: ...
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,7 @@ class Cost:
 
     Attributes:
         share: of all multiply-accumulates.
-        drop: mean over the tiles, in dB.
-        worst: of one tile.
+        drop, worst: see :class:`echoir.calibration.sensitivity.Drop`.
         int8: whether the search chose it.
     """
 
@@ -48,8 +44,7 @@ class Choice:
     Attributes:
         costs: of every group, cheapest per multiply-accumulate first.
         share: of multiply-accumulates in INT8.
-        drop: of the whole choice on the sensitivity tiles, mean in dB.
-        worst: of its worst tile.
+        drop, worst: of the whole choice, in dB.
         curve: (share, drop) of every combination that was measured, by share.
         budget: in dB, as asked.
     """
@@ -90,25 +85,22 @@ def search(
         groups: that can be quantized.
         macs: of the whole network.
         measure: see :class:`Measure`.
-        budget: the largest mean drop in dB; ``SPENT`` of it is used.
+        budget: the largest drop in dB; ``SPENT`` of it is used.
         on_group: told the name of each group measured.
     """
     costs = []
     for group in groups:
-        drops = measure.drop(group.layers)
-        costs.append(Cost(group, group.macs / macs, float(drops.mean()), float(drops.max())))
+        costs.append(Cost(group, group.macs / macs, *measure.drop(group.layers)))
         if on_group is not None:
             on_group(group.name)
     costs.sort(key=lambda cost: cost.drop / cost.share)
     limit = SPENT * budget
-    tried: dict[frozenset[int], tuple[float, float]] = {frozenset(): (0.0, 0.0)}
+    tried = {frozenset[int](): Drop(0.0, 0.0)}
 
     def fits(chosen: frozenset[int]) -> bool:
         if chosen not in tried:
-            layers = [layer for index in sorted(chosen) for layer in costs[index].group.layers]
-            drops = measure.drop(layers)
-            tried[chosen] = float(drops.mean()), float(drops.max())
-        return tried[chosen][0] <= limit
+            tried[chosen] = measure.drop([layer for index in sorted(chosen) for layer in costs[index].group.layers])
+        return tried[chosen].mean <= limit
 
     low, high = 0, len(costs)  # the longest prefix that fits is in between
     while low < high:
@@ -119,7 +111,7 @@ def search(
             high = middle - 1
     chosen = frozenset(range(low))
     rest = sorted(range(low, len(costs)), key=lambda index: -costs[index].share)
-    affordable = [index for index in rest if tried[chosen][0] + costs[index].drop <= limit]
+    affordable = [index for index in rest if tried[chosen].mean + costs[index].drop <= limit]
     for index in affordable[:FILLS]:
         if fits(chosen | {index}):
             chosen |= {index}
@@ -133,6 +125,6 @@ def search(
         share(chosen),
         drop,
         worst,
-        tuple(sorted((share(indices), found[0]) for indices, found in tried.items())),
+        tuple(sorted((share(indices), found.mean) for indices, found in tried.items())),
         budget,
     )

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -21,6 +21,13 @@ from echoir.metrics import psnr, to_8bit
 from echoir.runtime.files import atomic_write
 
 Quantize = Callable[[Collection[Layer]], onnx.ModelProto]
+
+
+class Drop(NamedTuple):
+    """In dB: the mean over the tiles of that strength of the degradation where it is largest; and of the worst tile."""
+
+    mean: float
+    worst: float
 
 
 @dataclass(frozen=True)
@@ -79,22 +86,33 @@ class Judge:
         self._known: dict[str, list[float]] = self._recall()
         self._model = model
 
-    def drop(self, layers: Collection[Layer]) -> NDArray[np.float64]:
-        """The drop of each tile in dB; negative where INT8 happens to be better."""
-        return self._psnr([]) - self._psnr(layers)
+    def drop(self, layers: Collection[Layer]) -> Drop:
+        """What these layers in INT8 cost; negative where INT8 happens to be better."""
+        return self.summarize(self._psnr([]) - self._psnr(layers))
+
+    def summarize(self, drops: NDArray[np.float64]) -> Drop:
+        """The drops of all tiles as one: a budget has to hold at every strength of the degradation."""
+        strengths = np.array([tile.strength for tile in self._tiles])
+        return Drop(
+            max(float(drops[strengths == strength].mean()) for strength in set(strengths.tolist())), float(drops.max())
+        )
 
     def _psnr(self, layers: Collection[Layer]) -> NDArray[np.float64]:
         names = sorted(layer.name for layer in layers)
         key = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
         if key not in self._known:
-            session = open_model(self._quantize(layers) if layers else self._model, self._threads)
-            source = session.get_inputs()[0].name
-            self._known[key] = [
-                psnr(to_8bit(session.run(None, {source: tile.degraded})[0]), to_8bit(tile.truth), 255)
-                for tile in self._tiles
-            ]
+            self._known[key] = self.psnr_of(self._quantize(layers) if layers else self._model)
             self._remember()
         return np.array(self._known[key])
+
+    def psnr_of(self, model: onnx.ModelProto) -> list[float]:
+        """The PSNR of any model on every tile, in dB; nothing is remembered."""
+        session = open_model(model, self._threads)
+        source = session.get_inputs()[0].name
+        return [
+            psnr(to_8bit(session.run(None, {source: tile.degraded})[0]), to_8bit(tile.truth), 255)
+            for tile in self._tiles
+        ]
 
     def _recall(self) -> dict[str, list[float]]:
         if self._memory is None or not self._memory.is_file():

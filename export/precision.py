@@ -79,7 +79,8 @@ def to_fp16(model: onnx.ModelProto, without: Collection[str] = ()) -> tuple[onnx
         node = onnx.NodeProto()
         node.CopyFrom(original)
         echo = node.op_type == NAME and node.domain == DOMAIN
-        kind = FLOAT if any(test(node) for test in choices) else HALF
+        marker = node.op_type in ("QuantizeLinear", "DequantizeLinear")  # named after what they quantize
+        kind = FLOAT if not marker and any(test(node) for test in choices) else HALF
         if kind == FLOAT:
             kept.append(node.name)
         for index, name in enumerate(node.input):

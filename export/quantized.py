@@ -97,7 +97,7 @@ class Int8:
         more = f" and {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
         return [
             f"INT8: {100 * choice.share:.1f} % of multiply-accumulates for {choice.drop:.3f} dB of the "
-            f"{choice.budget:g} allowed, on the sensitivity tiles (worst tile {choice.worst:.3f})",
+            f"{choice.budget:g} allowed, on the sensitivity tiles (one alone: up to {choice.worst:.3f})",
             f"kept higher: {shown or 'nothing'}{more}",
         ]
 
@@ -179,7 +179,6 @@ def export_int8(
     float32: tuple[str, ...] = ()
     if remainder == "fp16":
         model, float32 = to_fp16(model)
-        float32 = tuple(name for name in float32 if not name.endswith(("_QuantizeLinear", "_DequantizeLinear")))
     kept = [layer.name for layer in int8.calibrated.graph.layers if layer.name not in names]
     higher = {"float16": tuple(name for name in kept if name not in float32)} if remainder == "fp16" else {}
     higher["float32"] = float32 if remainder == "fp16" else tuple(kept)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from echoir.export import int8_section
 from echoir.export.figures import AgainstWhole, SetFigures
 from echoir.export.summary import signed
 
@@ -32,12 +33,15 @@ def render(report: ParityReport) -> str:
             _images(report.figures),
             _tiles(report),
         ]
+    if report.int8 is not None:
+        sections.append(int8_section.section(report.int8))
     sections.append(_facts(report))
     body = "\n".join(section for section in sections if section)
+    style = _STYLE + (int8_section.STYLE if report.int8 else "")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Parity of {name}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<style>{_STYLE}</style>\n</head>\n'
+        f'<meta name="color-scheme" content="light dark">\n<style>{style}</style>\n</head>\n'
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -223,6 +227,16 @@ def _manifest(manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "network", f"{network.preset}, {network.parameters:,} parameters, for {manifest.task}"
     kept = ", ".join(f"{len(nodes)} nodes in {kind}" for kind, nodes in manifest.precision.higher.items())
     yield "precision", manifest.precision.name + (f", {kept}" if kept else "")
+    if manifest.precision.int8:
+        yield "INT8", f"{len(manifest.precision.int8)} layers"
+    if (calibration := manifest.calibration) is not None:
+        yield (
+            "calibration",
+            (
+                f"{calibration.tiles} tiles, ranges by {calibration.method}, layers chosen on "
+                f"{calibration.sensitivity_tiles} others, SHA-256 {calibration.fingerprint}"
+            ),
+        )
     batch = "any" if tile.batch is None else str(tile.batch)
     yield "tile", f"{tile.height} × {tile.width}, overlap {tile.overlap}, batch {batch}"
     for role, spec in (("input", manifest.input), ("output", manifest.output)):

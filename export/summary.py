@@ -32,6 +32,9 @@ def lines(report: ParityReport) -> list[str]:
         text.append(f"channel shift {signed(red)}, {signed(green)}, {signed(blue)} codes (R, G, B)")
         worst = figures.worst_tile
         text.append(f"worst tile {db(worst.error.psnr)} dB, row {worst.top}, column {worst.left} of {worst.image}")
+        if manifest.precision.name == "int8":
+            drop = figures.largest_drop
+            text.append(f"largest change against ground truth {signed(drop.truth.delta_psnr)} dB, in {drop.name}")
         if (whole := figures.whole) is not None:
             text.append(
                 f"tiles against the whole image {db(whole.engine.psnr)} dB (seam band {db(whole.seam.psnr)}, "

@@ -177,7 +177,6 @@ def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Pat
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--precision", "int8"), "int8 is not in this version; choose fp16 or fp32"),
         (("--precision", "fp8"), "fp8"),
         (("--tile", "250"), "multiples of 16"),
         (("--tile", "0"), "multiples of 16"),
