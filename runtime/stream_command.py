@@ -46,7 +46,10 @@ _model_options = _groups(
 )
 _live_options = _groups(
     click.option(
-        "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="MS", help="Milliseconds a frame may take."
+        "--deadline",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="MS",
+        help="Milliseconds from a frame's coming in to its going out; see --policy.",
     ),
     click.option(
         "--policy",
@@ -81,8 +84,22 @@ _sink_options = _groups(
     ),
     click.option("--encoder", metavar="NAME", help="FFmpeg's. [default: libx264; libx265 of more than 8 bits]"),
     click.option("--quality", type=click.IntRange(min=0), help="The encoder's CRF; lower is better. [default: 18]"),
-    click.option("--encoder-option", "encoder_options", multiple=True, metavar="NAME=VALUE", callback=_pairs),
-    click.option("--source-option", "source_options", multiple=True, metavar="NAME=VALUE", callback=_pairs),
+    click.option(
+        "--encoder-option",
+        "encoder_options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_pairs,
+        help="Another option of the encoder, e.g. preset=fast; may be repeated.",
+    ),
+    click.option(
+        "--source-option",
+        "source_options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_pairs,
+        help="An option of FFmpeg for the source, e.g. rtsp_transport=tcp; may be repeated.",
+    ),
     click.option("--video-only", is_flag=True, help="Leave out audio and subtitles."),
     click.option("--overwrite", is_flag=True, help="Replace SINK, and start anew instead of resuming."),
 )
