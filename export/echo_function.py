@@ -42,7 +42,7 @@ def echo_function(radius: int, combine: Combine, opset: int, compute: int = Tens
         compute: type of distances, weights and sums; inputs of any floating type are cast to it,
             and the output has the type of ``down``.
     """
-    body = _Body()
+    body = FunctionBody()
     block = 2 * max(radius, 1)
     cells = 4 * block * block  # of a window, and pixels of a block
     halo = block // 2
@@ -135,7 +135,7 @@ def echo_function(radius: int, combine: Combine, opset: int, compute: int = Tens
     )
 
 
-class _Body:
+class FunctionBody:
     """Collects nodes; calling it appends one and returns its output's name."""
 
     def __init__(self) -> None:

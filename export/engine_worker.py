@@ -61,7 +61,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     G_LOGGER.module_severity = G_LOGGER.ERROR
     start = time.perf_counter()
     logger = _logger(trt)
-    upsampler, source = ("function", request["onnx"]) if rtx else _adapt(trt, request, gpu["compute_capability"])
+    upsampler, source = _adapt(trt, request, gpu.get("compute_capability"))
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, upsampler))
     parser = trt.OnnxParser(network, logger)
@@ -111,16 +111,22 @@ def timing_cache(module: str, version: str, gpu: str) -> str:
     return str(root / re.sub(r"[^\w.-]+", "-", f"{module}-{version}-{gpu}.cache"))
 
 
-def _adapt(trt: Any, request: dict[str, Any], capability: str) -> tuple[str, str]:
+def _adapt(trt: Any, request: dict[str, Any], capability: str | None) -> tuple[str, str]:
     """Choose plugin or function for EchoUpsample, and give the ONNX file that this parser takes that way.
 
     Up to TensorRT 10.6 the parser takes a function in the file before a plugin, so the function is
     left out; from 10.7 it takes the registered plugin, from 10.15 if the node names the plugin's
-    namespace, as ours do.
+    namespace, as ours do. Where no plugin is registered, the function is exchanged for the form that
+    TensorRT's compiler makes the most of.
+
+    Args:
+        trt: the library.
+        request: of the build.
+        capability: of the GPU; None for TensorRT-RTX, which aborts when a plugin is registered.
     """
     options = request["options"]
-    if options["plugin"] is False or options["version_compatible"]:
-        return "function", request["onnx"]
+    if capability is None or options["plugin"] is False or options["version_compatible"]:
+        return "function", _with_function(request)
     target = "8.0" if options["hardware_compatible"] else capability
     embedded = version_of(trt) >= (10, 9)
     try:
@@ -132,16 +138,38 @@ def _adapt(trt: Any, request: dict[str, Any], capability: str) -> tuple[str, str
     except (ImportError, EchoIRError) as error:
         if options["plugin"]:
             raise RefusedError(f"the plugin cannot be made: {error}") from error
-        return f"function, since the plugin cannot be made here ({error})", request["onnx"]
+        return f"function, since the plugin cannot be made here ({error})", _with_function(request)
     if version_of(trt) >= (10, 7):
         return "plugin" if embedded else "plugin class", request["onnx"]
+    return "plugin class", _with_functions(request, [])
+
+
+def _with_function(request: dict[str, Any]) -> str:
+    """The ONNX file with EchoUpsample tap by tap."""
+    import onnx
+
+    from echoir.export.echo_function import COMBINES, NAME
+    from echoir.export.tap_function import tap_function
+
+    model = onnx.load(request["onnx"])
+    node = next((node for node in model.graph.node if node.op_type == NAME), None)
+    if node is None or not model.functions:
+        return str(request["onnx"])
+    values = {attribute.name: attribute.i for attribute in node.attribute}
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return _with_functions(request, [tap_function(values["radius"], COMBINES[values["combine"]], opset)])
+
+
+def _with_functions(request: dict[str, Any], functions: list[Any]) -> str:
+    """A copy of the ONNX file with other functions."""
     import onnx
 
     model = onnx.load(request["onnx"])
     del model.functions[:]
-    stripped = str(Path(request["answer"]).with_name("plugin.onnx"))
-    onnx.save(model, stripped)
-    return "plugin class", stripped
+    model.functions.extend(functions)
+    path = str(Path(request["answer"]).with_name("adapted.onnx"))
+    onnx.save(model, path)
+    return path
 
 
 def _network_flags(trt: Any, upsampler: str) -> int:

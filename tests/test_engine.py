@@ -14,16 +14,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from echoir.export import engine, engine_worker
+from echoir.export.echo_function import echo_function, node_attributes
 from echoir.export.engine import RTX_CAPABILITIES, EngineOptions, build_engine
 from echoir.export.engine_worker import RefusedError, Share
 from echoir.export.layers import Layer, expected_types, fallen_back, precisions, read_layers
 from echoir.export.onnx_export import export_onnx
+from echoir.export.tap_function import tap_function
 from echoir.network import EchoIR
 from echoir.runtime.errors import BackendError, MissingExtraError
+from echoir.upsampler import Combine
 
 needs_rtx = [
     pytest.mark.tensorrt,
@@ -271,22 +275,29 @@ def test_each_parser_gets_the_file_it_takes_the_upsampler_from(
     trt = SimpleNamespace(__version__=version)
     upsampler, path = engine_worker._adapt(trt, request, "8.7")
     assert upsampler == chosen
+    assert [function.doc_string.endswith("tap by tap") for function in onnx.load(path).functions] == (
+        [chosen == "function"] * functions
+    )
     assert len(onnx.load(path).functions) == functions
     assert aimed == ([] if chosen == "function" else ["8.7"])
 
 
 def test_a_plugin_that_cannot_be_made_is_the_function_with_a_reason_or_a_refusal(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> Any:
         raise MissingExtraError("triton", "kernel")
 
     monkeypatch.setattr(engine_worker, "import_module", missing)
     trt = SimpleNamespace(__version__="11.4.0.106")
-    request = {"onnx": "x.onnx", "options": asdict(EngineOptions())}
+    request = {
+        "onnx": str(write(tmp_path / "x.onnx")),
+        "answer": str(tmp_path / "answer.json"),
+        "options": asdict(EngineOptions()),
+    }
     assert engine_worker._adapt(trt, request, "8.7") == (
         "function, since the plugin cannot be made here (triton is not installed; run: pip install 'echoir[kernel]')",
-        "x.onnx",
+        request["onnx"],
     )
     request["options"] = asdict(EngineOptions(plugin=True))
     with pytest.raises(RefusedError, match="the plugin cannot be made: triton is not installed"):
@@ -334,3 +345,33 @@ def test_tensorrt_rtx_dies_of_a_registered_plugin_so_it_is_never_shown_one(tiny:
     assert "parsed" not in died.stdout
     info = build_engine(tiny, tmp_path / "e", target="tensorrt-rtx", options=EngineOptions(plugin=True))
     assert info.details["upsampler"] == "function"
+
+
+@pytest.mark.parametrize("combine", ["sum", "product"])
+@pytest.mark.parametrize("radius", [0, 1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_both_functions_are_the_same_operator(
+    combine: Combine, radius: int, batch: int, rng: np.random.Generator
+) -> None:
+    height, width = 4 * max(radius, 1), 8 * max(radius, 1)
+    inputs = {
+        "down": rng.standard_normal((batch, 5, height, width), np.float32),
+        "guide": rng.standard_normal((batch, 3, 2 * height, 2 * width), np.float32),
+    }
+    outputs = []
+    for function in (echo_function(radius, combine, 20), tap_function(radius, combine, 20)):
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *value.shape[1:]])
+            for name, value in inputs.items()
+        ]
+        node = helper.make_node(
+            "EchoUpsample", ["down", "guide", "s", "r"], ["up"], domain="echoir", **node_attributes(radius, combine)
+        )
+        sigmas = [numpy_helper.from_array(np.float32([value]), name) for name, value in (("s", 0.8), ("r", 1.7))]
+        graph = helper.make_graph(
+            [node], "g", values, [helper.make_tensor_value_info("up", TensorProto.FLOAT, None)], sigmas
+        )
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("echoir", 1)]
+        model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+        outputs.append(onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0])
+    np.testing.assert_allclose(*outputs, rtol=0, atol=2e-6)
