@@ -46,7 +46,8 @@ def facts(path: Path) -> dict[str, Any]:
         tags = tuple(map(int, (context.colorspace, context.color_range, context.color_primaries, context.color_trc)))
         stamps = [frame.pts * stream.time_base for frame in container.decode(stream) if frame.pts is not None]
     with av.open(str(path)) as container:
-        sound = [bytes(packet) for packet in container.demux(container.streams.audio) if packet.size]
+        others = container.streams.audio
+        sound = [bytes(packet) for packet in container.demux(others) if packet.size] if others else []
     return {"frames": len(stamps), "stamps": stamps, "sound": sound, "tags": tags}
 
 
@@ -91,9 +92,13 @@ def throughput(model: str, video: Path, threads: int, frames: int) -> None:
 
 
 def cut(video: Path, frames: int, folder: Path) -> Path:
-    """The first frames of a video, with its sound."""
+    """The first frames of a video, with their sound, as they are."""
+    import av
+
+    with av.open(str(video)) as container:
+        rate = container.streams.video[0].average_rate or 30
     target = folder / f"cut{video.suffix}"
-    command = ["ffmpeg", "-v", "error", "-i", video, "-frames:v", frames, "-c:a", "copy", "-shortest", target]
+    command = ["ffmpeg", "-v", "error", "-i", video, "-t", float(frames / rate), "-c", "copy", target]
     subprocess.run([str(part) for part in command], check=True)
     return target
 
