@@ -1,19 +1,21 @@
 """The kernel on this GPU: against the reference, eager PyTorch, torch.compile and the memory it must move.
 
-    python benchmarks/kernel.py [--presets base tiny] [--rounds 50] [-o benchmarks/results]
+    python benchmarks/kernel.py [--presets base tiny] [--rounds 50] [--tilings] [-o benchmarks/results]
 
 One row per upsampler of a preset at 1920 x 1080 and per storage type. Times are medians over
 rounds, each timed by events, with the level-2 cache flushed in between. The roofline is the
 operator's least traffic over the bandwidth of a large device-to-device copy, measured here. The
 backward pass is timed against the reference's, and has no roofline of its own.
 Errors are the largest difference from float64, relative to the largest value, on the same inputs
-cut to 64 x 64 cells. Writes ``kernel-DEVICE.json`` and ``.md``.
+cut to 64 x 64 cells. ``--tilings`` times the forward kernel with other tilings than its own
+choice, and notes the best. Writes ``kernel-DEVICE.json`` and ``.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import math
 import re
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from echoir.export.ptx import Storage
 from echoir.network import PRESETS
-from echoir.runtime.errors import BackendError
+from echoir.runtime.errors import BackendError, needs_extra
 from echoir.upsampler import _in_blocks
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -111,17 +113,34 @@ def measure(c: int, h: int, w: int, storage: Storage, bandwidth: float, rounds: 
     return row
 
 
+def tilings(c: int, h: int, w: int, storage: Storage, rounds: int) -> dict[str, float]:
+    """Milliseconds by tiling, the best first; the first key is what :meth:`Tiling.for_plane` should have chosen."""
+    from echoir.kernel import Tiling, forward
+
+    inputs = [t.detach() for t in tensors(1, c, h, w, DTYPES[storage])]
+    choices = itertools.product((64, 128, 256), (16, 32, 64), (1, 2, 4), (1, 2), (1, 2))
+    times = {}
+    for threads, columns, lanes, stack, unroll in choices:
+        tiling = Tiling(threads // columns // lanes * stack, columns, lanes, stack, unroll)
+        if tiling.rows:
+            name = f"{tiling.rows}x{columns} lanes {lanes} stack {stack} unroll {unroll}"
+            times[name] = milliseconds(lambda t=tiling: forward(*inputs, 1, "sum", t), rounds)  # type: ignore[misc]
+    return dict(sorted(times.items(), key=lambda item: item[1]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["base", "tiny"], choices=list(PRESETS))
     parser.add_argument("--storage", nargs="+", default=list(get_args(Storage)), choices=get_args(Storage))
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--tilings", action="store_true", help="also time other tilings")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name("results"))
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks/kernel.py measures a CUDA device, and there is none", file=sys.stderr)
         sys.exit(BackendError.exit_code)
-    import triton
+    with needs_extra("kernel"):
+        import triton
 
     device = torch.cuda.get_device_name()
     bandwidth = copy_bandwidth(options.rounds)
@@ -141,6 +160,8 @@ def main() -> None:
                 row = {"preset": preset, "upsampler": name, "channels": c, "storage": storage}
                 row |= measure(c, h, w, storage, bandwidth, options.rounds)
                 row["errors"] = errors(c, DTYPES[storage])
+                if options.tilings:
+                    row["tilings"] = tilings(c, h, w, storage, options.rounds)
                 record["rows"].append(row)
                 print(json.dumps(row), flush=True)
     options.output.mkdir(parents=True, exist_ok=True)

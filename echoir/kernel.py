@@ -1,12 +1,13 @@
 """EchoUpsample as a Triton kernel; its gradients are in :mod:`echoir.kernel_backward`.
 
 The operator does little arithmetic on the bytes it moves: its floor is reading ``down`` and the
-guide once and writing the output once. So one thread owns one low-resolution cell:
+guide once and writing the output once. So one thread owns one low-resolution cell, or two below
+each other (``STACK``):
 
 1. it walks the guide's channels once and accumulates, in float32, the squared distances between
-   its four pixels and the means of the (2r+1)^2 cells around it,
-2. turns them into 4 (2r+1)^2 weights that stay in registers,
-3. walks the channels of ``down``; each value it loads serves four output pixels.
+   a cell's four pixels and the means of the (2r+1)^2 cells around it,
+2. turns them into 4 (2r+1)^2 weights per cell that stay in registers,
+3. walks the channels of ``down``; each value it loads serves four output pixels per cell.
 
 Means are never stored: threads recompute them from guide pixels that neighbours have just brought
 into the cache. Where the plane has too few cells to fill a GPU, several threads (``LANES``) share
@@ -40,52 +41,68 @@ _MOST_LANES = 16
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the cells of a plane are dealt out to programs.
+    """How the cells of a plane are dealt out to programs; all numbers are powers of two.
 
-    ``rows * columns`` cells and ``lanes`` threads for each, a multiple of 32 in all.
+    ``rows // stack * columns * lanes`` threads make a program, a multiple of 32.
+
+    Attributes:
+        rows: of cells in a program's block.
+        columns: of cells in a program's block.
+        lanes: threads that share a cell, each with its part of the channels.
+        stack: cells below each other that a thread owns. Two share much of their neighbourhoods,
+            and need many registers.
+        unroll: channels of the guide that a thread loads at a time.
     """
 
     rows: int
     columns: int
-    lanes: int
+    lanes: int = 1
+    stack: int = 1
+    unroll: int = 1
 
     @property
     def num_warps(self) -> int:
-        return self.rows * self.columns * self.lanes // 32
+        return self.rows // self.stack * self.columns * self.lanes // 32
 
     def grid(self, n: int, height: int, width: int) -> tuple[int, int, int]:
         """Programs along x, y, z for ``n`` images of ``height`` x ``width`` low-resolution cells."""
         return -(-width // self.columns), -(-height // self.rows), n
 
     @classmethod
-    def for_plane(cls, n: int, height: int, width: int) -> Tiling:
-        """Wide blocks on large planes, several lanes per cell on small ones."""
-        lanes = 1
+    def for_plane(cls, n: int, height: int, width: int, radius: int) -> Tiling:
+        """Wide blocks on large planes, of stacks where registers allow; on small planes several lanes per cell."""
+        stack, lanes = 2 if radius <= 1 else 1, 1
         while True:
-            cells = _THREADS // lanes
-            columns = min(32, cells, triton.next_power_of_2(width))
-            tiling = cls(cells // columns, columns, lanes)
+            threads = _THREADS // lanes
+            columns = min(32, threads, triton.next_power_of_2(width))
+            tiling = cls(threads // columns * stack, columns, lanes, stack)
             across, down, images = tiling.grid(n, height, width)
-            if lanes == _MOST_LANES or across * down * images >= _PROGRAMS:
+            if across * down * images >= _PROGRAMS or lanes == _MOST_LANES:
                 return tiling
-            lanes *= 2
+            stack, lanes = 1, lanes if stack > 1 else 2 * lanes
 
 
 @triton.jit
-def place_threads(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Row and column of each thread's cell, moved onto the edge if past it; whether it was inside; its lane."""
-    thread = tl.arange(0, LANES * ROWS * COLUMNS)[:, None]
-    y = tl.program_id(1) * ROWS + thread // COLUMNS % ROWS
+def place_threads(
+    height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr, STACK: tl.constexpr = 1
+):
+    """Row and column of each thread's first cell, moved onto the edge if past it; whether it was inside; its lane."""
+    DOWN: tl.constexpr = ROWS // STACK
+    thread = tl.arange(0, LANES * DOWN * COLUMNS)[:, None]
+    y = tl.program_id(1) * ROWS + thread // COLUMNS % DOWN * STACK
     x = tl.program_id(0) * COLUMNS + thread % COLUMNS
     inside = (y < height) & (x < width)
-    return tl.minimum(y, height - 1), tl.minimum(x, width - 1), inside, thread // (ROWS * COLUMNS)
+    return tl.minimum(y, height - 1), tl.minimum(x, width - 1), inside, thread // (DOWN * COLUMNS)
 
 
 @triton.jit
-def look_around(y, x, height, width, RADIUS: tl.constexpr):
-    """For every tap: offset of its cell and of that cell's upper pixels, clamped, and whether it is in the image."""
+def look_around(y, x, height, width, RADIUS: tl.constexpr, STACK: tl.constexpr = 1):
+    """For every place of the window: offsets of its cell and that cell's upper pixels, clamped; is it in the image?
+
+    Places run row by row, so tap t of the stack's cell s is at ``t + s * (2 * RADIUS + 1)``.
+    """
     cells, pixels, within = (), (), ()
-    for dy in tl.static_range(-RADIUS, RADIUS + 1):
+    for dy in tl.static_range(-RADIUS, RADIUS + STACK):
         for dx in tl.static_range(-RADIUS, RADIUS + 1):
             cy = tl.minimum(tl.maximum(y + dy, 0), height - 1)
             cx = tl.minimum(tl.maximum(x + dx, 0), width - 1)
@@ -106,40 +123,56 @@ def sum_lanes(x, LANES: tl.constexpr):
 
 
 @triton.jit
-def guide_distances(guide, pixels, below, plane, lane, K: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr):
-    """|pixel - mean|^2 for every tap and row."""
-    HOME: tl.constexpr = len(pixels) // 2
+def guide_distances(
+    guide, pixels, below, plane, lane,
+    K: tl.constexpr, RADIUS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
+    STACK: tl.constexpr = 1, UNROLL: tl.constexpr = 1,
+):  # fmt: skip
+    """|pixel - mean|^2 for every tap and row: a tuple for each cell of the stack."""
+    SIDE: tl.constexpr = 2 * RADIUS + 1
+    TAPS: tl.constexpr = SIDE * SIDE
     zero = tl.zeros([lane.shape[0], 1], COMPUTE)
     zeros = tl.zeros([lane.shape[0], 2], COMPUTE)
-    squares, norms, products = (zeros, zeros), (), ()
-    for _ in tl.static_range(len(pixels)):
+    squares, norms, products = (), (), ()
+    for _ in tl.static_range(STACK):
+        squares = squares + (zeros, zeros)
+    for _ in tl.static_range(STACK * TAPS):
         norms, products = norms + (zero,), products + (zeros, zeros)
-    for start in tl.range(0, K, LANES):
+    for start in tl.range(0, K, LANES, loop_unroll_factor=UNROLL):
         inside = start + lane < K
         here = guide + start * plane.to(tl.int64) + lane * plane
-        upper = tl.load(here + pixels[HOME], mask=inside, other=0.0).to(COMPUTE)
-        lower = tl.load(here + pixels[HOME] + below, mask=inside, other=0.0).to(COMPUTE)
-        home = tl.sum(upper + lower, 1, keep_dims=True) * 0.25
-        upper -= home
-        lower -= home
-        squares = (squares[0] + upper * upper, squares[1] + lower * lower)
-        new_norms, new_products = (), ()
-        for tap in tl.static_range(len(pixels)):
-            if tap == HOME:
-                new_norms = new_norms + (norms[tap],)
-                new_products = new_products + (products[2 * tap], products[2 * tap + 1])
-            else:
-                pair = tl.load(here + pixels[tap], mask=inside, other=0.0).to(COMPUTE)
-                pair += tl.load(here + pixels[tap] + below, mask=inside, other=0.0).to(COMPUTE)
-                mean = tl.sum(pair, 1, keep_dims=True) * 0.25 - home
-                new_norms = new_norms + (norms[tap] + mean * mean,)
-                new_products = new_products + (products[2 * tap] + upper * mean, products[2 * tap + 1] + lower * mean)
-        norms, products = new_norms, new_products
-    distances = ()
-    for index in tl.static_range(len(products)):
-        distance = squares[index % 2] + norms[index // 2] - 2 * products[index]
-        distances = distances + (sum_lanes(distance, LANES),)
-    return distances
+        uppers, lowers, means = (), (), ()
+        for place in tl.static_range(len(pixels)):
+            upper = tl.load(here + pixels[place], mask=inside, other=0.0).to(COMPUTE)
+            lower = tl.load(here + pixels[place] + below, mask=inside, other=0.0).to(COMPUTE)
+            means = means + (tl.sum(upper + lower, 1, keep_dims=True) * 0.25,)
+            uppers, lowers = uppers + (upper,), lowers + (lower,)
+        new_squares, new_norms, new_products = (), (), ()
+        for cell in tl.static_range(STACK):
+            home = means[TAPS // 2 + cell * SIDE]
+            upper = uppers[TAPS // 2 + cell * SIDE] - home
+            lower = lowers[TAPS // 2 + cell * SIDE] - home
+            new_squares = new_squares + (squares[2 * cell] + upper * upper, squares[2 * cell + 1] + lower * lower)
+            for index in tl.static_range(cell * TAPS, (cell + 1) * TAPS):
+                if index % TAPS == TAPS // 2:
+                    new_norms = new_norms + (norms[index],)
+                    new_products = new_products + (products[2 * index], products[2 * index + 1])
+                else:
+                    mean = means[index % TAPS + cell * SIDE] - home
+                    new_norms = new_norms + (norms[index] + mean * mean,)
+                    new_products = new_products + (
+                        products[2 * index] + upper * mean,
+                        products[2 * index + 1] + lower * mean,
+                    )
+        squares, norms, products = new_squares, new_norms, new_products
+    stack = ()
+    for cell in tl.static_range(STACK):
+        distances = ()
+        for index in tl.static_range(2 * cell * TAPS, 2 * (cell + 1) * TAPS):
+            distance = squares[2 * cell + index % 2] + norms[index // 2] - 2 * products[index]
+            distances = distances + (sum_lanes(distance, LANES),)
+        stack = stack + (distances,)
+    return stack
 
 
 @triton.jit
@@ -178,37 +211,48 @@ def echo_upsample_forward(
     down, guide, sigma_spatial, sigma_range, height, width, out,
     C: tl.constexpr, K: tl.constexpr, RADIUS: tl.constexpr, PRODUCT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
+    STACK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """The operator: pointers to inputs, size of the low-resolution plane, pointer to the output.
 
     All tensors are contiguous NCHW. The program ids are the block's column, its row, and the image.
     """
+    SIDE: tl.constexpr = 2 * RADIUS + 1
+    TAPS: tl.constexpr = SIDE * SIDE
     plane = height * width
     far = plane.to(tl.int64)  # a plane fits 32 bits, all of them together may not
     image = tl.program_id(2) * far
     below = 2 * width
-    y, x, valid, lane = place_threads(height, width, ROWS, COLUMNS, LANES)
-    cells, pixels, _ = look_around(y, x, height, width, RADIUS)
-    distances = guide_distances(guide + image * (4 * K), pixels, below, 4 * plane, lane, K, LANES, COMPUTE)
-    spatial, range_, total = spatial_and_range(
-        distances, tl.load(sigma_spatial).to(COMPUTE), tl.load(sigma_range).to(COMPUTE), RADIUS, PRODUCT, COMPUTE
+    y, x, valid, lane = place_threads(height, width, ROWS, COLUMNS, LANES, STACK)
+    cells, pixels, _ = look_around(y, x, height, width, RADIUS, STACK)
+    stack = guide_distances(
+        guide + image * (4 * K), pixels, below, 4 * plane, lane, K, RADIUS, LANES, COMPUTE, STACK, UNROLL
     )
+    sigma_spatial = tl.load(sigma_spatial).to(COMPUTE)
+    sigma_range = tl.load(sigma_range).to(COMPUTE)
     weights = ()
-    for index in tl.static_range(len(distances)):
-        weights = weights + ((spatial[index] + range_[index]) / total[index % 2],)
+    for cell in tl.static_range(STACK):
+        spatial, range_, total = spatial_and_range(stack[cell], sigma_spatial, sigma_range, RADIUS, PRODUCT, COMPUTE)
+        for index in tl.static_range(2 * TAPS):
+            weights = weights + ((spatial[index] + range_[index]) / total[index % 2],)
 
     for start in tl.range(0, C, LANES):
         inside = start + lane < C
         here = down + image * C + start * far + lane * plane
-        upper = tl.zeros([lane.shape[0], 2], COMPUTE)
-        lower = tl.zeros([lane.shape[0], 2], COMPUTE)
-        for tap in tl.static_range(len(cells)):
-            value = tl.load(here + cells[tap], mask=inside, other=0.0).to(COMPUTE)
-            upper += weights[2 * tap] * value
-            lower += weights[2 * tap + 1] * value
-        there = out + image * (4 * C) + start * (4 * far) + lane * (4 * plane) + pixels[len(cells) // 2]
-        tl.store(there, upper.to(out.dtype.element_ty), mask=inside & valid)
-        tl.store(there + below, lower.to(out.dtype.element_ty), mask=inside & valid)
+        there = out + image * (4 * C) + start * (4 * far) + lane * (4 * plane)
+        values = ()
+        for place in tl.static_range(len(cells)):
+            values = values + (tl.load(here + cells[place], mask=inside, other=0.0).to(COMPUTE),)
+        for cell in tl.static_range(STACK):
+            upper = tl.zeros([lane.shape[0], 2], COMPUTE)
+            lower = tl.zeros([lane.shape[0], 2], COMPUTE)
+            for tap in tl.static_range(TAPS):
+                upper += weights[2 * (cell * TAPS + tap)] * values[tap + cell * SIDE]
+                lower += weights[2 * (cell * TAPS + tap) + 1] * values[tap + cell * SIDE]
+            at = there + pixels[TAPS // 2 + cell * SIDE]
+            mask = inside & valid & (y + cell < height)
+            tl.store(at, upper.to(out.dtype.element_ty), mask=mask)
+            tl.store(at + below, lower.to(out.dtype.element_ty), mask=mask)
 
 
 def compile_time(
@@ -224,6 +268,8 @@ def compile_time(
         "COLUMNS": tiling.columns,
         "LANES": tiling.lanes,
         "COMPUTE": compute,
+        "STACK": tiling.stack,
+        "UNROLL": tiling.unroll,
     }
 
 
@@ -261,7 +307,7 @@ def forward(
     n, channels, height, width = down.shape
     down, guide = down.contiguous(), guide.contiguous()
     out = down.new_empty(n, channels, 2 * height, 2 * width)
-    tiling = tiling or Tiling.for_plane(n, height, width)
+    tiling = tiling or Tiling.for_plane(n, height, width, radius)
     constants = compile_time(channels, guide.shape[1], radius, combine, tiling, compute_type(down, guide))
     with torch.cuda.device_of(down):
         echo_upsample_forward[tiling.grid(n, height, width)](

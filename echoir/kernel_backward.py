@@ -12,6 +12,7 @@ Conventions are those of :mod:`echoir.kernel`. A slope is a derivative of the lo
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import triton
@@ -51,7 +52,7 @@ def echo_upsample_slopes(
     below = 2 * width
     y, x, valid, lane = place_threads(height, width, ROWS, COLUMNS, LANES)
     cells, pixels, _ = look_around(y, x, height, width, RADIUS)
-    distances = guide_distances(guide + image * (4 * K), pixels, below, 4 * plane, lane, K, LANES, COMPUTE)
+    distances = guide_distances(guide + image * (4 * K), pixels, below, 4 * plane, lane, K, RADIUS, LANES, COMPUTE)[0]
     sigma_spatial = tl.load(sigma_spatial).to(COMPUTE)
     sigma_range = tl.load(sigma_range).to(COMPUTE)
     spatial, range_, total = spatial_and_range(distances, sigma_spatial, sigma_range, RADIUS, PRODUCT, COMPUTE)
@@ -197,12 +198,13 @@ def backward(
     """Gradients of :func:`echoir.kernel.forward` with respect to its four tensors, deterministic.
 
     Args:
-        gradient: [N, C, 2h, 2w], of the output; the rest as given to that function.
+        gradient: [N, C, 2h, 2w], of the output; the rest as given to that function, stacks aside.
     """
     n, channels, height, width = down.shape
     gradient, down, guide = gradient.contiguous(), down.contiguous(), guide.contiguous()
     compute = compute_type(down, guide)
-    tiling = tiling or Tiling.for_plane(n, height, width)
+    tiling = tiling or Tiling.for_plane(n, height, width, radius)
+    tiling = replace(tiling, rows=tiling.rows // tiling.stack, stack=1)  # there is no register to spare
     grid = tiling.grid(n, height, width)
     taps = (2 * radius + 1) ** 2
     wide = torch.float64 if compute == tl.float64 else torch.float32
@@ -210,22 +212,18 @@ def backward(
     sigma_slopes = down.new_empty(math.prod(grid), 2, dtype=wide)
     of_down, of_guide = torch.empty_like(down), torch.empty_like(guide)
     constants = compile_time(channels, guide.shape[1], radius, combine, tiling, compute)
-    options = launch_options(tiling)
+    shared = {name: constants[name] for name in ("RADIUS", "ROWS", "COLUMNS", "LANES", "COMPUTE")}
+    shared |= launch_options(tiling)
+    forward = {name: constants[name] for name in ("C", "K", "PRODUCT")}
     with torch.cuda.device_of(down):
         echo_upsample_slopes[grid](
             *(down, guide, sigma_spatial, sigma_range, gradient, height, width, *fields, sigma_slopes),
-            **constants,
-            **options,
+            **forward,
+            **shared,
         )
         _fold(fields.view(2 * n, 2 * radius + 1, 2 * radius + 1, 2 * height, 2 * width), radius)
-        del constants["PRODUCT"]
-        of_channels, of_guide_channels = constants.pop("C"), constants.pop("K")
-        echo_upsample_down_gradient[grid](
-            fields[0], gradient, height, width, of_down, C=of_channels, **constants, **options
-        )
-        echo_upsample_guide_gradient[grid](
-            fields[1], guide, height, width, of_guide, K=of_guide_channels, **constants, **options
-        )
+        echo_upsample_down_gradient[grid](fields[0], gradient, height, width, of_down, C=channels, **shared)
+        echo_upsample_guide_gradient[grid](fields[1], guide, height, width, of_guide, K=guide.shape[1], **shared)
     of_spatial, of_range = sigma_slopes.sum(0)
     return (
         of_down,

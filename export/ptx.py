@@ -44,7 +44,7 @@ class CompiledKernel:
             pointers to scratch memory are taken out: the parameters are those above and no more.
         target: compute capability without the dot, a key of :data:`TARGETS`.
         ptx_version: (major, minor) that the driver must know.
-        tiling: cells per program, ``rows`` x ``columns``, and ``lanes``, threads for each cell.
+        tiling: the cells of a program are ``rows`` x ``columns``.
         threads: of a block: launch with ``(threads, 1, 1)``.
         shared: bytes of dynamic shared memory to launch with; well below 48 KiB.
     """
@@ -110,12 +110,13 @@ def compile_forward(
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
+        from triton.runtime.errors import PTXASError
 
         from echoir.kernel import Tiling, compile_time, echo_upsample_forward
     if target not in TARGETS:
         raise BackendError(f"no PTX for sm_{target}; known are {', '.join(f'sm_{known}' for known in TARGETS)}")
     major, minor = TARGETS[target]
-    tiling = tiling or Tiling.for_plane(*plane)
+    tiling = tiling or Tiling.for_plane(*plane, radius)
     constants: dict[str, Any] = compile_time(channels, guide_channels, radius, combine, tiling)
     tensor, sigma = f"*{storage}", f"*{sigma_storage}"
     signature = {"down": tensor, "guide": tensor, "sigma_spatial": sigma, "sigma_range": sigma}
@@ -127,7 +128,7 @@ def compile_forward(
         triton.knobs.compilation.disable_line_info = True  # they hold paths of this machine
         try:
             compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-        except (RuntimeError, triton.TritonError) as error:
+        except (RuntimeError, PTXASError) as error:
             lines = str(error).splitlines()
             reason = next((line for line in lines if "fatal" in line or "error" in line), lines[0])
             raise BackendError(f"Triton {triton.__version__} cannot compile for sm_{target}: {reason}") from error

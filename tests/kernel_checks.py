@@ -37,7 +37,9 @@ TOLERANCE = {
 @st.composite
 def cases(draw: Callable[..., Any]) -> dict[str, Any]:
     """Shapes with one or two programs along each axis, full or not, and lanes that do or do not divide C and K."""
-    rows, columns, lanes = draw(st.sampled_from([(4, 8, 1), (2, 4, 4), (1, 2, 16), (2, 8, 2)]))
+    rows, columns, *rest = draw(
+        st.sampled_from([(4, 8, 1, 1, 1), (8, 8, 1, 2, 1), (4, 4, 4, 2, 2), (1, 2, 16, 1, 1), (2, 8, 2, 1, 2)])
+    )
     return {
         "n": draw(st.integers(1, 2)),
         "c": draw(st.integers(1, 5)),
@@ -47,7 +49,7 @@ def cases(draw: Callable[..., Any]) -> dict[str, Any]:
         "radius": draw(st.sampled_from([1, 1, 1, 0, 2, 3])),
         "combine": draw(st.sampled_from(["sum", "product"])),
         "dtype": draw(st.sampled_from(list(TOLERANCE))),
-        "tiling": Tiling(rows, columns, lanes),
+        "tiling": Tiling(rows, columns, *rest),
         "seed": draw(st.integers(0, 1000)),
     }
 
@@ -118,10 +120,11 @@ def test_a_guide_far_from_zero_keeps_its_distances() -> None:
 
 
 @pytest.mark.parametrize("plane", [(1, 1, 1), (1, 32, 32), (1, 540, 960), (16, 7, 1000)])
-def test_tilings_cover_the_plane_with_whole_warps(plane: tuple[int, int, int]) -> None:
-    tiling = Tiling.for_plane(*plane)
+@pytest.mark.parametrize("radius", [1, 2])
+def test_tilings_cover_the_plane_with_whole_warps(plane: tuple[int, int, int], radius: int) -> None:
+    tiling = Tiling.for_plane(*plane, radius)
     across, down, images = tiling.grid(*plane)
     assert images == plane[0]
     assert (down - 1) * tiling.rows < plane[1] <= down * tiling.rows
     assert (across - 1) * tiling.columns < plane[2] <= across * tiling.columns
-    assert tiling.rows * tiling.columns * tiling.lanes == 32 * tiling.num_warps
+    assert tiling.rows // tiling.stack * tiling.columns * tiling.lanes == 32 * tiling.num_warps
