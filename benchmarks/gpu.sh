@@ -31,20 +31,21 @@ step() { # name, command...
 left_out() { echo "== $1 left out: $2"; echo "| $1 | left out: $2 | |" >>"$summary"; }
 
 root=$PWD
+bin=$(dirname "$python") # its scripts: "-m" would take the folder echoir/ here for the package
 { nvidia-smi; "$python" --version; "$python" -m pip list 2>/dev/null | grep -iE 'torch|triton|tensorrt|pycuda|cuda|numpy|onnx|echoir'; } >"$out/machine.txt" 2>&1
 
-step tests "$python" -m pytest -m gpu -rs
+step tests "$bin/pytest" -m gpu -rs
 if has triton; then step kernel "$python" benchmarks/kernel.py -o "$out"; else left_out kernel "no triton"; fi
 for target in tensorrt tensorrt-rtx; do
     if ! has "${target/-/_}"; then left_out "$target" "not installed"; continue; fi
     if ! has pycuda; then left_out "$target" "no pycuda"; continue; fi
     step "$target" "$python" benchmarks/gpu_engines.py --target "$target" -o "$out/$target.md"
     folder=$(mktemp -d)
-    step "$target-export" "$python" -m echoir.cli export --precision fp16 --target "$target" -o "$folder/export"
+    step "$target-export" "$bin/echoir" export --precision fp16 --target "$target" -o "$folder/export"
     engine=$folder/export/denoise-fp16-$target.engine
     if [ -f "$engine" ]; then
-        step "$target-parity" "$python" -m echoir.cli parity -m "$engine"
-        step "$target-bench" "$python" -m echoir.cli bench -m "$engine" --against pytorch
+        step "$target-parity" "$bin/echoir" parity -m "$engine"
+        step "$target-bench" "$bin/echoir" bench -m "$engine" --against pytorch
         # An engine that holds its plugin's code loads where there is neither Python nor this project.
         trtexec=$(command -v trtexec || ls /usr/src/tensorrt/bin/trtexec 2>/dev/null)
         if [ "$target" = tensorrt ] && [ -n "$trtexec" ]; then
