@@ -28,6 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Policy = Literal["pass", "drop", "slow"]
 T = TypeVar("T")
 
+GRACE = 1.0  # seconds that a source gets to end by itself
 DEPTH = 4  # frames between two threads without a deadline
 LIVE_DEPTH = 64  # ... and waiting for the model with one: two seconds of 30 frames
 
@@ -150,6 +151,7 @@ class Stream(Generic[T]):
         self._waiting: _Queue[Passage[T]] = _Queue(depth or (DEPTH if deadline is None else LIVE_DEPTH))
         self._finished: _Queue[Passage[T]] = _Queue(DEPTH if deadline is None else 1)
         self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._read, daemon=True)
 
     def __iter__(self) -> Generator[Passage[T], None, None]:
         """The frames that go out, each with what became of it.
@@ -157,8 +159,8 @@ class Stream(Generic[T]):
         Raises:
             Exception: what the source or ``restore`` raised, after the frames before it.
         """
-        threads = [threading.Thread(target=run, daemon=True) for run in (self._read, self._work)]
-        for thread in threads:
+        worker = threading.Thread(target=self._work, daemon=True)
+        for thread in (self._reader, worker):
             thread.start()
         try:
             while (passage := self._finished.get()) is not None:
@@ -175,9 +177,13 @@ class Stream(Generic[T]):
         finally:
             for left in (*self._waiting.clear(), *self._finished.clear()):
                 self._discard(left.item)
-            # The worker ends with its frame, before the session it uses is closed. The reader may be blocked in
-            # its source for good: it is left behind.
-            threads[1].join()
+            worker.join()  # it ends with its frame, before the session that it uses is closed
+            self._reader.join(GRACE)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the source is still being read; after the end, that it is stuck: then it must not be closed."""
+        return self._reader.is_alive()
 
     def stop(self) -> None:
         """Read no further frame; those that are in come out. For signal handlers, and for any thread."""

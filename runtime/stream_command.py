@@ -229,7 +229,8 @@ class _Run:
 
         with ExitStack() as stack:
             source = open_source(self.source_name, self.wishes, lambda message: self.note(message))
-            stack.callback(source.close)
+            closing_source = stack.enter_context(ExitStack())
+            closing_source.callback(source.close)
             info = source.info
             colour, assumed = resolve_colour(info, matrix=overrides[0], range=overrides[1], siting=overrides[2])
             sink = self._open_sink(source, colour)
@@ -249,7 +250,11 @@ class _Run:
                 _signals(self, stream),
             ):
                 self._introduce(source, colour, assumed, done, quiet, progress)
-                self._write(stream, source, sink, progress)
+                try:
+                    self._write(stream, source, sink, progress)
+                finally:
+                    if stream.reading:  # stuck in a device or a network: closing it there could crash
+                        closing_source.pop_all()
                 sink.finish(complete=not self.signal)
             if not quiet and not log_json:
                 click.echo(f"stream: {stream.counters}", err=True)
@@ -310,16 +315,18 @@ class _Run:
 
     def _write(self, stream: Stream[VideoFrame], source: Source, sink: Sink, progress: Progress) -> None:
         import time
+        from contextlib import closing
 
         counters, reported, written = stream.counters, 0.0, 0
-        for passage in stream:
-            sink.write(passage.item)
-            source.give_back(passage.item)
-            written += 1
-            if (now := time.monotonic()) - reported >= REPORT:
-                reported = now
-                progress.advance(written, **counters.to_dict())
-                written = 0
+        with closing(iter(stream)) as passages:  # its threads end here, also when the sink fails
+            for passage in passages:
+                sink.write(passage.item)
+                source.give_back(passage.item)
+                written += 1
+                if (now := time.monotonic()) - reported >= REPORT:
+                    reported = now
+                    progress.advance(written, **counters.to_dict())
+                    written = 0
         progress.advance(written, **counters.to_dict())
 
     def _check(self, source: Source, counters: Counters, done: int) -> None:

@@ -161,7 +161,7 @@ def test_what_the_model_raises_ends_the_stream_and_frees_a_waiting_source() -> N
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_refused_pixels_end_a_file_but_not_a_live_stream() -> None:
@@ -203,7 +203,7 @@ def test_a_consumer_that_leaves_ends_the_threads() -> None:
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @given(st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=300), st.sampled_from([1, 50, 90, 99, 100]))
