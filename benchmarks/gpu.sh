@@ -26,7 +26,7 @@ step() { # name, command...
     code=$?
     tail -5 "$out/$name.log"
     [ $code = 0 ] || failed=1
-    echo "| $name | $([ $code = 0 ] && echo passed || echo "FAILED, exit code $code"), $((SECONDS - start)) s | $name.log |" >>"$summary"
+    echo "| $name | $([ $code = 0 ] && echo "passed: $(tail -1 "$out/$name.log" | tr "|" " ")" || echo "FAILED, exit code $code"), $((SECONDS - start)) s | $name.log |" >>"$summary"
 }
 left_out() { echo "== $1 left out: $2"; echo "| $1 | left out: $2 | |" >>"$summary"; }
 
