@@ -221,6 +221,8 @@ class CopiedVideoFile:
         with _writing(self._target):
             if not same:
                 if self._folder.exists():
+                    if any(path.suffix != ".nut" and path != state for path in self._folder.glob("[!.]*")):
+                        raise ImageError(f"cannot write {self._target}: {self._folder} is there and holds other files")
                     if resume:
                         note(f"{self._folder} is of a run with other settings: starting anew")
                     shutil.rmtree(self._folder)

@@ -327,6 +327,17 @@ def test_a_resolution_that_changes_is_named_and_what_came_before_is_kept(identit
     assert len(stamps_of(tmp_path / "out.ts")) >= 25
 
 
+def test_a_folder_that_is_in_the_way_is_not_cleared(identity: Artifact, tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 3)
+    folder = partial_folder(tmp_path / "out.mp4")
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    for more in ([], ["--overwrite"]):
+        result = echoir("stream", source, tmp_path / "out.mp4", "-m", identity.model_path, *more)
+        assert (result.code, "holds other files" in result.err) == (3, True)
+    assert (folder / "thesis.txt").read_text() == "precious"
+
+
 def test_odd_sizes_go_through(identity: Artifact, tmp_path: Path) -> None:
     source = write_clip(tmp_path / "in.mkv", 3, size=(37, 51), codec="ffv1", options={})
     target = tmp_path / "out.mkv"

@@ -59,7 +59,6 @@ class EchoirRestore(GstBase.BaseTransform):
     def __init__(self) -> None:
         super().__init__()
         self.set_in_place(True)
-        self.set_gap_aware(True)
         self._settings: dict[str, Any] = {
             "artifact": None,
             "overlap": -1,
