@@ -89,8 +89,8 @@ def make_creator(trt: Any, compile_node: Compile | None) -> Any:
             plugin = plugin_class()
             plugin.radius, plugin.combine = (int(fields[key][0]) for key in ("radius", "combine"))
             if "ptx" in fields:
-                texts = (bytes(np.asarray(fields[key], np.int8)).decode() for key in ("kernel", "ptx"))
-                plugin.code = KernelCode(*texts, *(int(value) for value in fields["launch"]))
+                kernel, ptx = (bytes(np.asarray(fields[key], np.int8)).decode() for key in ("kernel", "ptx"))
+                plugin.code = KernelCode(kernel, ptx, *(int(value) for value in fields["launch"]))
             return plugin
 
     return Creator()
@@ -159,7 +159,7 @@ def _plugin_class(trt: Any, compile_node: Compile | None) -> Any:
         def get_fields_to_serialize(self) -> Any:
             assert self.code is not None
             code, types = self.code, trt.PluginFieldType
-            values = {
+            values: dict[str, Any] = {
                 "radius": np.array([self.radius], np.int32),
                 "combine": np.array([self.combine], np.int32),
                 "kernel": np.frombuffer(code.name.encode(), np.int8),

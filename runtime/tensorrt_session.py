@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ class TensorRTSession:
         self._lock = threading.Lock()
         self._idle: list[Lane] = []
         self._busy = 0
-        self._closed = False
+        self._closed = threading.Event()
         self._memory = Memory(self._cuda)
         try:
             with self._guarded(), self._cuda.current():
@@ -125,7 +126,7 @@ class TensorRTSession:
     def close(self) -> None:
         """Release everything, as soon as no call is under way in another thread."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             idle, self._idle = self._idle, []
             last = self._busy == 0
         with self._cuda.current():
@@ -148,7 +149,7 @@ class TensorRTSession:
         """A lane that no other call has, for batches of this size."""
         size = self.manifest.tile.batch or batch
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise ValueError("the session is closed")
             self._busy += 1
             fitting = [lane for lane in self._idle if lane.batch == size]
@@ -159,8 +160,9 @@ class TensorRTSession:
             with self._guarded():
                 if lane is None:
                     with self._lock, self._cuda.current():
-                        lane = Lane(self._cuda, self._trt, self._engine, self.manifest, self._compute, size)
-                        lane.prepare(self._scratch, self._scratch_size)
+                        new = Lane(self._cuda, self._trt, self._engine, self.manifest, self._compute, size)
+                        new.prepare(self._scratch, self._scratch_size)
+                    lane = new
                 yield lane
         except BackendError:
             if lane is not None:  # what a failed call left behind is not used again
@@ -173,7 +175,7 @@ class TensorRTSession:
                 self._busy -= 1
                 if lane is not None:
                     self._idle.append(lane)
-                ending = self._closed
+                ending = self._closed.is_set()
             if ending:
                 self.close()
 
@@ -259,11 +261,8 @@ class Lane:
                 self._cuda.driver.memset_d8_async(slot.given, 0, slot.staged.nbytes, self.compute)
                 self._enqueue(slot, self.compute)  # what is done on a first run cannot be recorded
                 self.compute.synchronize()
-                try:
-                    # In a stream of this lane's: another lane may be using the shared one.
-                    slot.graph = Graph(self._upload, lambda slot=slot: self._execute(slot, self._upload))
-                except CaptureError:
-                    slot.graph = None
+                with suppress(CaptureError):  # in a stream of this lane's: another lane may be using the shared one
+                    slot.graph = Graph(self._upload, partial(self._execute, slot, self._upload))
         except BaseException:
             self.free()
             raise
