@@ -34,7 +34,7 @@ from echoir.runtime.artifact import (
     Tile,
     write_artifact,
 )
-from echoir.runtime.errors import BackendError, GateError, ImageError, MissingExtraError
+from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
 from echoir.samples import SHIPPED, Samples, open_samples
@@ -118,7 +118,8 @@ class Export:
         text = [f"{self.folder}{os.sep}"]
         for artifact in self.artifacts:
             engine = artifact.manifest.engine
-            built = f", built in {engine.build_seconds:.1f} s, not run here" if engine else ""
+            proof = "measured here" if artifact.manifest.parity else "not run here"
+            built = f", built in {engine.build_seconds:.1f} s, {proof}" if engine else ""
             text.append(f"  {artifact.model_path.name}  {artifact.manifest.model.bytes / 1e6:.2f} MB{built}")
         sensitivity = ", sensitivity.json" if self.report.int8 else ""
         text.append(f"  parity.json, report.html{sensitivity}")
@@ -160,6 +161,11 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
             kept = set_aside(stage, request.folder)
             raise GateError(f"{request.name}: {'; '.join(report.failures)}; kept aside in {kept}")
         built, left_out = _build_engines(request, artifact, wanted, progress)
+        for index, engine in enumerate(built):
+            built[index], failures = _prove_engine(request, checkpoint, engine, samples, progress)
+            if failures:
+                kept = set_aside(stage, request.folder)
+                raise GateError(f"{engine.manifest.name}: {'; '.join(failures)}; kept aside in {kept}")
         notes = _notes(request, checkpoint, artifact, int8)
     memory.unlink(missing_ok=True)
     artifacts = (artifact, *built)
@@ -312,7 +318,7 @@ def _notes(request: Request, checkpoint: Checkpoint, artifact: Artifact, int8: I
         path = artifact.model_path
         times = time_against(checkpoint, path, tile=request.tile, io=request.io, threads=request.threads)
         notes.append(verdict(times))
-    return [*notes, "engines cannot be timed here; before you deploy INT8, compare it with fp16 on the device"]
+    return [*notes, "engines were not timed: before you deploy INT8, compare it with fp16 on the device (echoir bench)"]
 
 
 def _build_engines(
@@ -344,7 +350,7 @@ def _build_engine(request: Request, source: Artifact, target: EngineTarget, prog
         on_progress=lambda percent: progress.advance(0, last=f"{target} {percent} %"),
     )
     engine = Engine(info.version, info.compute_capabilities, info.seconds, info.gpu, info.driver, info.details)
-    # No figures: an engine runs on the GPU it is for. Its source's are found by onnx_sha256.
+    # No figures yet; its source's are found by onnx_sha256.
     return write_artifact(
         replace(
             manifest,
@@ -356,3 +362,21 @@ def _build_engine(request: Request, source: Artifact, target: EngineTarget, prog
         ),
         path,
     )
+
+
+def _prove_engine(
+    request: Request, checkpoint: Checkpoint, artifact: Artifact, samples: Samples, progress: Progress
+) -> tuple[Artifact, tuple[str, ...]]:
+    """Measure an engine like its source if the GPU it is for is in this machine; and what its gate says."""
+    try:
+        open_session(artifact).close()
+    except BackendError:
+        return artifact, ()
+    except ArtifactError as error:
+        if error.field == "engine.compute_capability":  # made for another machine
+            return artifact, ()
+        raise
+    if progress.total is not None:
+        progress.total += len(samples)
+    artifact, report = _prove(request, checkpoint, artifact, samples, progress)
+    return artifact, tuple(report.failures)
