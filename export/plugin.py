@@ -25,7 +25,7 @@ def aim(capability: str) -> None:
     _target = target_for(capability)
 
 
-@trtp.register("echoir::EchoUpsample")
+@trtp.register("echoir::EchoUpsample")  # type: ignore[untyped-decorator]
 def echo_upsample(
     down: trtp.TensorDesc,
     guide: trtp.TensorDesc,
@@ -41,7 +41,7 @@ def echo_upsample(
     return output
 
 
-@trtp.aot_impl("echoir::EchoUpsample")
+@trtp.aot_impl("echoir::EchoUpsample")  # type: ignore[untyped-decorator]
 def echo_upsample_ptx(
     down: trtp.TensorDesc,
     guide: trtp.TensorDesc,

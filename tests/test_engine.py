@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.export import engine, engine_worker
+from echoir.export import engine, engine_worker, pipeline
 from echoir.export.echo_function import echo_function, node_attributes
 from echoir.export.engine import RTX_CAPABILITIES, EngineOptions, build_engine
 from echoir.export.engine_worker import RefusedError, Share
@@ -26,7 +26,8 @@ from echoir.export.layers import Layer, expected_types, fallen_back, precisions,
 from echoir.export.onnx_export import export_onnx
 from echoir.export.tap_function import tap_function
 from echoir.network import EchoIR
-from echoir.runtime.errors import BackendError, MissingExtraError
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
 from echoir.upsampler import Combine
 
 needs_rtx = [
@@ -375,3 +376,43 @@ def test_both_functions_are_the_same_operator(
         model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
         outputs.append(onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0])
     np.testing.assert_allclose(*outputs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "measured"),
+    [
+        (BackendError("no GPU"), False),
+        (ArtifactError("engine.compute_capability", "9.0", "8.7"), False),
+        (None, True),
+    ],
+)
+def test_an_engine_is_measured_where_it_runs(
+    outcome: Exception | None, measured: bool, identity: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session and the measurement are stood in for; both have tests of their own."""
+
+    def open_session(artifact: Artifact) -> Any:
+        if outcome is not None:
+            raise outcome
+        return SimpleNamespace(close=lambda: None)
+
+    report = SimpleNamespace(failures=["too far"])
+    monkeypatch.setattr(pipeline, "open_session", open_session)
+    monkeypatch.setattr(pipeline, "_prove", lambda request, checkpoint, artifact, *rest: (artifact, report))
+    progress: Any = SimpleNamespace(total=5)
+    samples: Any = [1, 2, 3]
+    request: Any = None
+    checkpoint: Any = None
+    found = pipeline._prove_engine(request, checkpoint, identity, samples, progress)
+    assert found == (identity, ("too far",) if measured else ())
+    assert progress.total == (8 if measured else 5)
+
+
+def test_an_engine_unlike_its_manifest_is_not_handed_over(identity: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_session(artifact: Artifact) -> Any:
+        raise ArtifactError("output.name", "a", "b")
+
+    monkeypatch.setattr(pipeline, "open_session", open_session)
+    nothing: Any = None
+    with pytest.raises(ArtifactError, match=r"output\.name"):
+        pipeline._prove_engine(nothing, nothing, identity, nothing, nothing)
