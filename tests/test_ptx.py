@@ -24,7 +24,7 @@ def parameters(kernel: CompiledKernel) -> list[str]:
 
 @pytest.mark.parametrize("target", [87, pytest.param(90, marks=slow), pytest.param(110, marks=slow), 120])
 def test_every_target_gets_a_text_that_its_driver_reads_and_no_spills(target: int) -> None:
-    if target == 110 and triton.__version__ < "3.8":
+    if target == 110 and triton.__version__.startswith("3.6."):
         pytest.skip("this Triton's assembler does not know sm_110")
     kernel = compile_forward(target, 48, 48)
     assert f".version {'.'.join(map(str, TARGETS[target]))}\n" in kernel.ptx
