@@ -1,6 +1,6 @@
 """GStreamer pipelines as sources and sinks, through GStreamer's own Python binding (PyGObject).
 
-The binding is the distribution's: it belongs to the GStreamer that is installed. Raw video as in GStreamer's
+Raw video as in GStreamer's
 design document "Raw video media types"; colours and sites of chroma by the names of its caps.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -67,8 +68,8 @@ def gst() -> tuple[Any, Any]:
     except (ImportError, ValueError) as error:
         raise BackendError(
             f"GStreamer's Python binding cannot be imported ({error}); run: apt install python3-gi python3-gst-1.0 "
-            "gir1.2-gst-plugins-base-1.0, and make the virtual environment with /usr/bin/python3 and "
-            "--system-site-packages"
+            "gir1.2-gst-plugins-base-1.0 and use a virtual environment of /usr/bin/python3 with "
+            "--system-site-packages, or compile it: pip install 'echoir[gstreamer]'"
         ) from error
     if not Gst.is_initialized():
         Gst.init(None)
@@ -138,6 +139,23 @@ def caps_of(info: StreamInfo) -> Any:
     if tags.siting is not None and info.format.shared != (0, 0):
         text += f",chroma-site={_SITE_NAMES[tags.siting]}"
     return module.Caps.from_string(text)
+
+
+@contextmanager
+def mapped(buffer: Any, flags: Any) -> Iterator[Any]:
+    """The bytes of a buffer: the memory itself with gst-python's overrides, a copy with PyGObject alone."""
+    result = buffer.map(flags)
+    if isinstance(result, tuple):
+        done, info = result
+        if not done:
+            raise ImageError("a buffer of the pipeline cannot be read")
+        try:
+            yield info.data
+        finally:
+            buffer.unmap(info)
+    else:
+        with result as info:
+            yield info.data
 
 
 def planes_in(data: Any, format: Format, layout: Any) -> list[Array]:
@@ -242,11 +260,9 @@ class PipelineSource:
                 self._check(describe(caps))
             buffer = sample.get_buffer()
             frame = self._pool.take()
-            with buffer.map(module.MapFlags.READ) as mapped:
+            with mapped(buffer, module.MapFlags.READ) as data:
                 meta = video.buffer_get_video_meta(buffer)
-                for target, plane in zip(
-                    frame.planes, planes_in(mapped.data, self.info.format, meta or layout), strict=True
-                ):
+                for target, plane in zip(frame.planes, planes_in(data, self.info.format, meta or layout), strict=True):
                     np.copyto(target, plane)
             none = module.CLOCK_TIME_NONE
             frame.pts = None if buffer.pts == none else buffer.pts

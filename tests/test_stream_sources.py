@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +11,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from running import echoir
 
+from echoir.runtime.artifact import Artifact
 from echoir.runtime.endpoints import ReturningSource, fingerprint, in_real_time, is_pipeline
 from echoir.runtime.errors import ImageError
 from echoir.runtime.pixels import FORMATS
@@ -143,3 +146,20 @@ def test_a_matrix_that_cannot_be_undone_is_refused_unless_overridden() -> None:
     with pytest.raises(ImageError, match=r"code point 14 of H\.273"):
         resolve_colour(info)
     assert resolve_colour(info, matrix="bt2020")[0].matrix == "bt2020"
+
+
+@pytest.mark.parametrize(
+    ("missing", "source", "remedy"),
+    [
+        ("av", "clip.mp4", "pip install 'echoir[video]'"),
+        ("gi", "videotestsrc ! video/x-raw", "pip install 'echoir[gstreamer]'"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_its_remedy(
+    missing: str, source: str, remedy: str, identity: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = echoir("stream", source, "null", "-m", identity.model_path)
+    assert result.code == 6
+    assert remedy in result.err
+    assert len(result.err.splitlines()) == 1
