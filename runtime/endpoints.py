@@ -165,7 +165,8 @@ class ReturningSource:
                     if frame.pts is not None:
                         if resumed and last is not None:  # go on from the last stamp by the time that has passed
                             shift = last + max(1, round((now - seen) / self.info.time_base)) - frame.pts
-                        frame.pts += shift
+                        # Stamps by arrival, as of a network without a jitter buffer, may stand still.
+                        frame.pts = frame.pts + shift if last is None else max(frame.pts + shift, last + 1)
                         last = frame.pts
                     resumed, seen = False, now
                     yield frame

@@ -69,6 +69,13 @@ def test_a_lost_source_comes_back_and_time_goes_on() -> None:
     assert source.losses == 2
 
 
+def test_time_stamps_that_stand_still_are_made_to_rise() -> None:
+    camera = Camera(6, vanish)
+    camera.frames = lambda: (VideoFrame([], pts=pts) for pts in (0, 5, 5, 4, 20))  # type: ignore[method-assign]
+    source = ReturningSource(camera, lambda: camera, 3, lambda note: None)
+    assert [frame.pts for frame in islice(source.frames(), 5)] == [0, 5, 6, 7, 20]
+
+
 def test_a_source_that_stays_away_is_reported_and_ends_the_stream() -> None:
     def refuse() -> Camera:
         raise ImageError("Connection refused")
