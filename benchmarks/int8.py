@@ -76,12 +76,12 @@ def table(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
     print("\n".join(int8.lines()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("FP32", "FP16", "INT8 naive", "INT8", "INT8 on FP32")}
-        plain = build_model(checkpoint.network, tile=tile, batch=1, io="float")
+        plain = int8.plain
         onnx.save(plain, files["FP32"])
         onnx.save(to_fp16(plain)[0], files["FP16"])
-        naive(plain, files["INT8 naive"], int8.tiles, checkpoint)
+        naive(plain, files["INT8 naive"], int8.tiles)
         for name, remainder in (("INT8", "fp16"), ("INT8 on FP32", "fp32")):
-            export_int8(checkpoint, files[name], int8, tile=tile, remainder=remainder)  # type: ignore[arg-type]
+            export_int8(files[name], int8, remainder=remainder)  # type: ignore[arg-type]
         sessions = {name: open_model(onnx.load(path), options.threads) for name, path in files.items()}
         layers = int8.calibrated.graph.layers
         every = sum(layer.macs for layer in layers if layer.weight) / int8.calibrated.graph.macs
@@ -119,7 +119,7 @@ def measure(
     return {name: np.array(values) for name, values in found.items()}
 
 
-def naive(model: onnx.ModelProto, path: Path, tiles: Tiles, checkpoint: Checkpoint) -> None:
+def naive(model: onnx.ModelProto, path: Path, tiles: Tiles) -> None:
     """Every convolution by quantize_static, with the settings of its own that TensorRT accepts."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 

@@ -166,7 +166,7 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
             if failures:
                 kept = set_aside(stage, request.folder)
                 raise GateError(f"{engine.manifest.name}: {'; '.join(failures)}; kept aside in {kept}")
-        notes = _notes(request, checkpoint, artifact, int8)
+        notes = _notes(request, artifact, int8)
     memory.unlink(missing_ok=True)
     artifacts = (artifact, *built)
     moved = tuple(replace(one, model_path=request.folder / one.model_path.name) for one in artifacts)
@@ -246,6 +246,8 @@ def _prepare(request: Request, checkpoint: Checkpoint, samples: Samples, memory:
         request.calibration,
         budget,
         tile=request.tile,
+        batch=request.batch,
+        io=request.io,
         memory=memory,
         threads=request.threads,
         log_json=log_json,
@@ -258,11 +260,13 @@ def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8
 
     path = stage / f"{request.name}.onnx"
     network = checkpoint.network
-    shape: dict[str, Any] = {"tile": request.tile, "batch": request.batch, "io": request.io}
     if int8 is not None:
-        precision = export_int8(checkpoint, path, int8, remainder=request.remainder, **shape)
+        precision = export_int8(path, int8, remainder=request.remainder)
     else:
-        info = export_onnx(network, path, precision=request.precision, **shape)  # type: ignore[arg-type]
+        assert request.precision != "int8"
+        info = export_onnx(
+            network, path, tile=request.tile, batch=request.batch, io=request.io, precision=request.precision
+        )
         precision = Precision(request.precision, {"float32": info.float32_nodes} if info.float32_nodes else {})
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
     manifest = Manifest(
@@ -309,15 +313,13 @@ def _prove(
     return write_artifact(replace(manifest, parity=report.summary()), artifact.model_path), report
 
 
-def _notes(request: Request, checkpoint: Checkpoint, artifact: Artifact, int8: Int8 | None) -> list[str]:
+def _notes(request: Request, artifact: Artifact, int8: Int8 | None) -> list[str]:
     """Of INT8: what it covers, what it does not, and where it is the slower choice."""
     if int8 is None:
         return []
     notes = int8.lines()
-    if request.batch == 1:
-        path = artifact.model_path
-        times = time_against(checkpoint, path, tile=request.tile, io=request.io, threads=request.threads)
-        notes.append(verdict(times))
+    if request.batch is not None:
+        notes.append(verdict(time_against(int8, artifact.model_path, threads=request.threads)))
     return [*notes, "engines were not timed: before you deploy INT8, compare it with fp16 on the device (echoir bench)"]
 
 

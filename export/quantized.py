@@ -40,11 +40,13 @@ class Int8:
         calibrated: graph and ranges.
         choice: the layers, and what they cost.
         tiles: that it rests on.
+        plain: the float32 graph for the artifact's own tile, batch and format, not equalized.
     """
 
     calibrated: Calibrated
     choice: Choice
     tiles: Tiles
+    plain: onnx.ModelProto
 
     @property
     def record(self) -> Calibration:
@@ -108,6 +110,8 @@ def prepare(
     budget: float,
     *,
     tile: tuple[int, int],
+    batch: int | None = 1,
+    io: IO = "float",
     memory: Path | None = None,
     threads: int | None = None,
     log_json: bool = False,
@@ -117,7 +121,8 @@ def prepare(
     Args:
         folder: clean pictures, degraded here as the task is, or pairs in ``input/`` and ``target/``.
         budget: the largest drop in dB.
-        tile: (height, width) of the artifact; calibration tiles are no larger.
+        tile, batch, io: of the artifact, as for :func:`echoir.export.onnx_export.export_onnx`; calibration
+            tiles are no larger.
         memory: keeps measurements of the search, and lets it resume.
         threads: of ONNX Runtime.
 
@@ -148,60 +153,53 @@ def prepare(
             f"no layer fits a budget of {budget:g} dB in INT8: {cheapest.group.name}, the cheapest, alone costs "
             f"{cheapest.drop:.3f} dB; export with --precision fp16, or allow more with --max-drop"
         )
-    return Int8(calibrated, choice, tiles)
+    plain = build_model(checkpoint.network, tile=tile, batch=batch, io=io)
+    return Int8(calibrated, choice, tiles, plain)
 
 
-def export_int8(
-    checkpoint: Checkpoint,
-    path: Path,
-    int8: Int8,
-    *,
-    tile: tuple[int, int],
-    batch: int | None = 1,
-    io: IO = "float",
-    remainder: Remainder = "fp16",
-) -> Precision:
-    """Write the INT8 graph of a checkpoint; says which nodes compute in what.
+def export_int8(path: Path, int8: Int8, *, remainder: Remainder = "fp16") -> Precision:
+    """Write the INT8 graph; says which nodes compute in what.
 
     Args:
         path: the file; it appears whole or not at all.
-        int8: what :func:`prepare` found for this checkpoint.
-        tile, batch, io: as for :func:`echoir.export.onnx_export.export_onnx`.
+        int8: what :func:`prepare` found.
         remainder: what is not INT8.
 
     Raises:
-        BackendError: the exporter refuses, or a weight does not fit float16.
+        BackendError: a weight does not fit float16.
         ImageError: the file cannot be written.
     """
     layers = int8.choice.layers
-    model = int8.calibrated.quantized(layers, build_model(checkpoint.network, tile=tile, batch=batch, io=io))
+    model = int8.calibrated.quantized(layers, int8.plain)
     names = {layer.name for layer in layers}
-    float32: tuple[str, ...] = ()
+    kept = [layer.name for layer in int8.calibrated.graph.layers if layer.name not in names]
+    higher = {"float32": tuple(kept)}
     if remainder == "fp16":
         model, float32 = to_fp16(model)
-    kept = [layer.name for layer in int8.calibrated.graph.layers if layer.name not in names]
-    higher = {"float16": tuple(name for name in kept if name not in float32)} if remainder == "fp16" else {}
-    higher["float32"] = float32 if remainder == "fp16" else tuple(kept)
+        higher = {"float16": tuple(name for name in kept if name not in float32), "float32": float32}
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return Precision("int8", {kind: nodes for kind, nodes in higher.items() if nodes}, tuple(sorted(names)))
 
 
-def time_against(
-    checkpoint: Checkpoint, path: Path, *, tile: tuple[int, int], io: IO = "float", threads: int | None = None
-) -> dict[str, float]:
-    """Milliseconds of one tile through ONNX Runtime on this CPU: ``{"int8": ..., "fp16": ..., "fp32": ...}``.
+def time_against(int8: Int8, path: Path, *, threads: int | None = None) -> dict[str, float]:
+    """Milliseconds of one run through ONNX Runtime on this CPU: ``{"int8": ..., "fp16": ..., "fp32": ...}``.
 
     The three graphs take turns, so that other load hits them alike; medians of five.
 
     Args:
-        path: the INT8 graph, for one image per run.
+        int8: of a fixed batch.
+        path: what :func:`export_int8` wrote.
     """
-    plain = build_model(checkpoint.network, tile=tile, batch=1, io=io)
-    models = {"int8": onnx.load(path), "fp16": to_fp16(plain)[0], "fp32": plain}
-    sessions = {name: open_model(model, threads) for name, model in models.items()}
-    return take_turns(sessions, _example(tile, io))
+    models = {"int8": onnx.load(path), "fp16": to_fp16(int8.plain)[0], "fp32": int8.plain}
+    sessions = {name: open_model(one, threads) for name, one in models.items()}
+    kind = int8.plain.graph.input[0].type.tensor_type
+    rng = np.random.default_rng(0)
+    example = rng.random([dim.dim_value for dim in kind.shape.dim], np.float32)
+    if kind.elem_type == onnx.TensorProto.UINT8:
+        example = (255 * example).astype(np.uint8)
+    return take_turns(sessions, example)
 
 
 def take_turns(sessions: dict[str, Any], example: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
@@ -223,11 +221,4 @@ def verdict(milliseconds: dict[str, float]) -> str:
     told = " and ".join(f"{ratio:.2f} times {name}'s" for name, ratio in ratios.items())
     slower = [name for name, ratio in ratios.items() if ratio > 1]
     advice = f": INT8 is slower here, use {min(slower, key=lambda name: milliseconds[name])} on a CPU" if slower else ""
-    return f"a tile in ONNX Runtime on this CPU takes {int8:.0f} ms, {told}{advice}"
-
-
-def _example(tile: tuple[int, int], io: IO) -> np.ndarray[Any, np.dtype[Any]]:
-    rng = np.random.default_rng(0)
-    if io == "uint8":
-        return rng.integers(0, 256, (1, *tile, 3), np.uint8)
-    return rng.random((1, 3, *tile), np.float32)
+    return f"a run in ONNX Runtime on this CPU takes {int8:.0f} ms, {told}{advice}"

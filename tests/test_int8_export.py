@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch
 from PIL import Image
 from running import Result, echoir
 
-from echoir.calibration import search as search_module
+from echoir.calibration import calibrate
+from echoir.calibration.graph import Graph
+from echoir.calibration.sensitivity import Group
 from echoir.checkpoint import save_checkpoint
-from echoir.export.quantized import verdict
+from echoir.export import pipeline, quantized
+from echoir.export.quantized import Int8, verdict
 from echoir.metrics import to_8bit
 from echoir.network import EchoIR
 from echoir.runtime import Artifact
@@ -69,15 +73,44 @@ def export(weights: Path, pictures: Path) -> Callable[..., Result]:
     return run
 
 
+def by_kind(graph: Graph) -> list[Group]:
+    """Four groups in place of fifty, for speed."""
+    kinds = sorted({layer.kind for layer in graph.layers})
+    return [Group(kind, tuple(layer for layer in graph.layers if layer.kind == kind)) for kind in kinds]
+
+
+@dataclass
+class Exported:
+    """A real export, and what its search found."""
+
+    folder: Path
+    int8: Int8
+
+
 @pytest.fixture(scope="module")
-def exported(export: Callable[..., Result], calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export_once(export: Callable[..., Result], calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("export") / "toy"
-    result = export("--calibration", calibration, "--max-drop", 0.5, "-o", folder)
+    found: list[Int8] = []
+
+    def spy(*arguments: Any, **options: Any) -> Int8:
+        found.append(quantized.prepare(*arguments, **options))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantized, "groups", by_kind)
+        patch.setattr(calibrate, "groups", by_kind)
+        patch.setattr(pipeline, "prepare", spy)
+        result = export("--calibration", calibration, "--max-drop", 0.5, "-o", folder)
     assert result.code == 0, result.err
     assert "% of multiply-accumulates for" in result.out
     assert "kept higher: " in result.out
     assert "on this CPU takes" in result.out
-    return folder
+    return Exported(folder, found[0])
+
+
+@pytest.fixture
+def exported(export_once: Exported) -> Path:
+    return export_once.folder
 
 
 def test_the_folder_holds_the_proof(exported: Path) -> None:
@@ -119,9 +152,14 @@ def test_the_report_shows_the_search(exported: Path) -> None:
 
 
 def test_a_gate_on_the_artifact_as_shipped_has_the_last_word(
-    export: Callable[..., Result], calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Callable[..., Result],
+    export_once: Exported,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(search_module, "SPENT", 1e9)  # a search that is fooled: everything goes to INT8
+    """A search that was too sure of itself is not believed."""
+    monkeypatch.setattr(pipeline, "prepare", lambda *_, **__: export_once.int8)
     result = export("--calibration", calibration, "--max-drop", 1e-5, "-o", tmp_path / "toy")
     assert result.code == 5
     assert "PSNR against ground truth changes by" in result.err
@@ -130,9 +168,17 @@ def test_a_gate_on_the_artifact_as_shipped_has_the_last_word(
 
 
 def test_a_budget_that_nothing_fits_says_so(
-    export: Callable[..., Result], calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Callable[..., Result],
+    export_once: Exported,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(search_module, "SPENT", -1e9)
+    choice = export_once.int8.choice
+    nothing = replace(choice, costs=tuple(replace(cost, int8=False) for cost in choice.costs))
+    monkeypatch.setattr(quantized, "build_model", lambda *_, **__: export_once.int8.plain)
+    monkeypatch.setattr(quantized, "calibrate", lambda *_, **__: export_once.int8.calibrated)
+    monkeypatch.setattr(quantized, "choose", lambda *_, **__: nothing)
     result = export("--calibration", calibration, "-o", tmp_path / "toy")
     assert result.code == 5
     assert "no layer fits a budget of 0.1 dB in INT8" in result.err
