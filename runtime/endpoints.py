@@ -35,7 +35,7 @@ class Wishes:
     Args:
         raw: standard input has raw frames; None: YUV4MPEG2.
         output_format: of standard output; None: as the input where that is a pipe, else YUV4MPEG2 if it can.
-        encoder, quality, encoder_options: of a file; see :class:`echoir.runtime.videofile.Encoding`.
+        encoder, quality, encoder_options: of a file; see :class:`echoir.runtime.encoding.Encoding`.
         source_options: FFmpeg's, for opening a source.
         video_only: copy no audio and no subtitles.
         overwrite: replace a file that is there, and start anew where a run was interrupted.
@@ -110,7 +110,8 @@ def open_sink(
         from echoir.runtime.gstreamer import PipelineSink
 
         return PipelineSink(name.removeprefix("gst:"), info)
-    from echoir.runtime.videofile import CopiedVideoFile, Encoding, VideoFile, partial_folder
+    from echoir.runtime.encoding import Encoding
+    from echoir.runtime.videofile import CopiedVideoFile, VideoFile, partial_folder
 
     target = Path(name)
     if target.is_dir():

@@ -13,42 +13,22 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from echoir.runtime.errors import ImageError, needs_extra
+from echoir.runtime.encoding import Encoder, Encoding, av_frame, blank_frame, encoder_pixels, pyav
+from echoir.runtime.errors import ImageError
 from echoir.runtime.files import atomic_write
-from echoir.runtime.pixels import FORMATS
-from echoir.runtime.video import planes_of
 from echoir.runtime.videoframes import StreamInfo, VideoFrame
 
 if TYPE_CHECKING:
-    import av
     from av.container import InputContainer, OutputContainer
     from av.packet import Packet
     from av.stream import Stream
     from av.video.stream import VideoStream
 
 SEGMENT = 60  # frames; so many are restored again at most after an interruption
-# Where an encoder does not take a stream's pixels: what it is given instead, the first that it takes.
-STAND_INS = {
-    "nv12": ["yuv420p"],
-    "nv21": ["yuv420p", "nv12"],
-    "yuv420p": ["nv12"],
-    "p010le": ["yuv420p10le"],
-    "yuv420p10le": ["p010le"],
-    "yuyv422": ["yuv422p"],
-    "uyvy422": ["yuv422p"],
-    "gray": ["yuv420p"],
-    "gray10le": ["yuv420p10le"],
-    "gray12le": ["yuv420p12le"],
-    "gray16le": ["yuv420p12le"],
-}
-FOR_RGB = ["rgb24", "bgr24", "bgr0", "yuv420p"]
 CONTAINERS = {
     ".mp4": "mp4",
     ".m4v": "mp4",
@@ -59,83 +39,16 @@ CONTAINERS = {
     ".ts": "mpegts",
     ".nut": "nut",
 }
-_RANGES = {None: 0, "limited": 1, "full": 2}
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How frames are encoded.
-
-    Args:
-        encoder: FFmpeg's name; None: H.264 (libx264) of 8 bits, HEVC (libx265) of more, VP9 in WebM.
-        quality: the encoder's constant quality (``crf``), lower being better; None: 18, or 24 of VP9.
-        options: further ones for the encoder.
-    """
-
-    encoder: str | None = None
-    quality: int | None = None
-    options: dict[str, str] = field(default_factory=dict)
-
-    def settled(self, suffix: str, info: StreamInfo) -> Encoding:
-        """With every choice made for a container and a stream."""
-        default = "libvpx-vp9" if suffix == ".webm" else "libx264" if info.format.depth == 8 else "libx265"
-        name = self.encoder or default
-        options = dict(self.options)
-        if name in ("libx264", "libx265", "libvpx-vp9", "libsvtav1", "libaom-av1"):
-            if self.quality is None and {"crf", "qp", "b"} & options.keys():
-                return Encoding(name, None, options)
-            chosen = self.quality if self.quality is not None else (24 if "vp9" in name else 18)
-            options = {"crf": str(chosen)} | ({"b": "0"} if "vp9" in name else {}) | options
-        elif self.quality is not None:
-            raise ImageError(f"the encoder {name} has no constant quality of that kind; use --encoder-option")
-        if name == "libx265":
-            options = {"x265-params": "log-level=none"} | options
-        return Encoding(name, None, options)
-
-
-class _Encoder:
-    """One encoder at work in one container."""
-
-    def __init__(self, container: OutputContainer, info: StreamInfo, encoding: Encoding, pixels: str) -> None:
-        assert encoding.encoder is not None
-        stream: Any = container.add_stream(encoding.encoder, rate=info.rate or None, options=dict(encoding.options))
-        stream.width, stream.height, stream.pix_fmt = info.width, info.height, pixels
-        context = stream.codec_context
-        context.time_base = stream.time_base = info.time_base
-        tags = info.tags
-        converted = info.format.kind == "rgb" and FORMATS.get(pixels, info.format).kind == "yuv"
-        context.colorspace = 1 if converted else tags.matrix
-        context.color_range = 1 if converted else _RANGES[tags.range]
-        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
-        if info.aspect is not None:
-            stream.sample_aspect_ratio = info.aspect
-        if tags.siting is not None and info.format.kind == "yuv":
-            stream.codec_context.options = {**context.options, "chroma_sample_location": tags.siting}
-        self.stream: VideoStream = stream
-        self._container, self._info, self._pixels, self._converted = container, info, pixels, converted
-
-    def write(self, frame: av.VideoFrame, pts: int | None, duration: int | None) -> None:
-        if frame.format.name != self._pixels:
-            colours: dict[str, Any] = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"} if self._converted else {}
-            frame = frame.reformat(format=self._pixels, **colours)
-        frame.pts, frame.time_base = pts, self._info.time_base
-        frame.duration = duration or 0
-        frame.pict_type = 0  # the encoder's own choice, not what the frame was before
-        self._container.mux(self.stream.encode(frame))
-
-    def finish(self) -> None:
-        self._container.mux(self.stream.encode(None))
-        self._container.close()
 
 
 class VideoFile:
     """A sink that is a file of its own: one video stream. For cameras and pipes."""
 
     def __init__(self, target: str, info: StreamInfo, encoding: Encoding, note: Callable[[str], None]) -> None:
-        self._av = _import()
+        self._av = pyav()
         self._target, self._info = Path(target), info
         self._encoding = encoding.settled(self._target.suffix.lower(), info)
-        self._pixels = _pixels(info, self._encoding, note)
+        self._pixels = encoder_pixels(info, self._encoding, note)
         self._partial = partial_file(self._target)
         self._written = 0
         with _writing(self._target):
@@ -144,18 +57,18 @@ class VideoFile:
             if _container(self._target) in ("mp4", "mov"):
                 options["movflags"] = "hybrid_fragmented"
             self._container = self._av.open(str(self._partial), "w", format=_container(self._target), options=options)
-            self._encoder = _Encoder(self._container, info, self._encoding, self._pixels)
+            self._encoder = Encoder(self._container, info, self._encoding, self._pixels)
             if info.display is not None:
                 self._encoder.stream.set_display_matrix(info.display)
 
     def blank(self) -> VideoFrame:
         """A frame to be filled and written."""
-        return _blank(self._info)
+        return blank_frame(self._info)
 
     def write(self, frame: VideoFrame) -> None:
         """Encode a frame; raises ImageError when it cannot be written."""
         with _writing(self._target):
-            self._encoder.write(_av_frame(self._info, frame), frame.pts, frame.duration)
+            self._encoder.write(av_frame(self._info, frame), frame.pts, frame.duration)
         self._written += 1
 
     def finish(self, complete: bool) -> None:
@@ -196,10 +109,10 @@ class CopiedVideoFile:
         video_only: bool = False,
         resume: bool = True,
     ) -> None:
-        self._av = _import()
+        self._av = pyav()
         self._target, self._source, self._info, self._video_only = Path(target), source, info, video_only
         self._encoding = encoding.settled(self._target.suffix.lower(), info)
-        self._pixels = _pixels(info, self._encoding, note)
+        self._pixels = encoder_pixels(info, self._encoding, note)
         with _writing(self._target):
             self._try_container()
         self._folder = partial_folder(self._target)
@@ -207,7 +120,7 @@ class CopiedVideoFile:
         identity = json.loads(json.dumps({**identity, **settings, "pixels": self._pixels}))
         self._segments = self._found(identity, resume, note)
         self.done = self._segments * SEGMENT  # frames that need not be restored again
-        self._encoder: _Encoder | None = None
+        self._encoder: Encoder | None = None
         self._container: OutputContainer | None = None
         self._in_segment = 0
 
@@ -241,7 +154,7 @@ class CopiedVideoFile:
 
     def blank(self) -> VideoFrame:
         """A frame to be filled and written."""
-        return _blank(self._info)
+        return blank_frame(self._info)
 
     def write(self, frame: VideoFrame) -> None:
         """Encode a frame; raises ImageError when it cannot be written."""
@@ -249,8 +162,8 @@ class CopiedVideoFile:
             if self._encoder is None:
                 # NUT keeps any time base and any codec.
                 self._container = self._av.open(str(self._folder / "writing.nut"), "w", options=_NO_SHIFT)
-                self._encoder = _Encoder(self._container, self._info, self._encoding, self._pixels)
-            self._encoder.write(_av_frame(self._info, frame), frame.pts, frame.duration)
+                self._encoder = Encoder(self._container, self._info, self._encoding, self._pixels)
+            self._encoder.write(av_frame(self._info, frame), frame.pts, frame.duration)
             self._in_segment += 1
             if self._in_segment == SEGMENT:
                 self._end_segment(self._name(self._segments))
@@ -292,7 +205,7 @@ class CopiedVideoFile:
             self._av.open(self._source) as source,
             self._av.open(io.BytesIO(), "w", format=_container(self._target)) as out,
         ):
-            _Encoder(out, self._info, self._encoding, self._pixels)
+            Encoder(out, self._info, self._encoding, self._pixels)
             try:
                 self._add_others(source, out)
                 out.start_encoding()
@@ -378,12 +291,6 @@ def partial_folder(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
-def _import() -> Any:
-    with needs_extra("video"):
-        import av
-    return av
-
-
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
     """What writing can raise, as one line that names the file."""
@@ -399,44 +306,6 @@ def _container(target: Path) -> str:
     if name is None:
         raise ImageError(f"cannot write {target}: the suffix is none of {', '.join(CONTAINERS)}")
     return name
-
-
-def _pixels(info: StreamInfo, encoding: Encoding, note: Callable[[str], None]) -> str:
-    """The pixel format that an encoder is given."""
-    av = _import()
-    try:
-        codec = av.codec.Codec(encoding.encoder, "w")
-    except (av.error.FFmpegError, ValueError):
-        raise ImageError(f"this build of FFmpeg's libraries has no encoder {encoding.encoder}") from None
-    taken = [format.name for format in codec.video_formats or ()]
-    own = info.format.name.replace("yuvj", "yuv")
-    if codec.type != "video":
-        raise ImageError(f"{encoding.encoder} is no encoder of video")
-    for name in [own, info.format.name, *(FOR_RGB if info.format.kind == "rgb" else STAND_INS.get(own, []))]:
-        if not taken or name in taken:
-            if info.format.kind == "rgb" and FORMATS[name].kind != "rgb":
-                note(f"{encoding.encoder} takes no RGB: frames become {name}, bt709, limited range")
-            return name
-    raise ImageError(f"the encoder {encoding.encoder} does not take {own} (it takes {', '.join(taken)})")
-
-
-def _blank(info: StreamInfo) -> VideoFrame:
-    av = _import()
-    frame = av.VideoFrame(info.width, info.height, info.format.name)
-    return VideoFrame(planes_of(frame), owner=frame)
-
-
-def _av_frame(info: StreamInfo, frame: VideoFrame) -> av.VideoFrame:
-    """A frame as PyAV's: its own, or a copy of planes that lie elsewhere."""
-    av = _import()
-    if isinstance(frame.owner, av.VideoFrame):
-        return frame.owner
-    copy = _blank(info)
-    for target, plane, shape in zip(
-        copy.planes, frame.planes, info.format.shapes(info.height, info.width), strict=True
-    ):
-        np.copyto(target[: shape[0], : shape[1]], plane[: shape[0], : shape[1]])
-    return copy.owner
 
 
 def _packets(paths: list[Path], video: VideoStream) -> Iterator[Packet[Any]]:
@@ -457,7 +326,7 @@ def _packets(paths: list[Path], video: VideoStream) -> Iterator[Packet[Any]]:
 
 
 def _demuxed(paths: list[Path]) -> Iterator[Packet[Any]]:
-    av = _import()
+    av = pyav()
     for path in paths:
         with av.open(str(path)) as segment:
             yield from (packet for packet in segment.demux(segment.streams.video[0]) if packet.size)

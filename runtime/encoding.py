@@ -1,0 +1,145 @@
+"""How frames are encoded: which encoder, with which pixels and tags, through PyAV (FFmpeg's libraries)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from echoir.runtime.errors import ImageError, needs_extra
+from echoir.runtime.pixels import FORMATS
+from echoir.runtime.video import planes_of
+from echoir.runtime.videoframes import StreamInfo, VideoFrame
+
+if TYPE_CHECKING:
+    import av
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+
+# Where an encoder does not take a stream's pixels: what it is given instead, the first that it takes.
+STAND_INS = {
+    "nv12": ["yuv420p"],
+    "nv21": ["yuv420p", "nv12"],
+    "yuv420p": ["nv12"],
+    "p010le": ["yuv420p10le"],
+    "yuv420p10le": ["p010le"],
+    "yuyv422": ["yuv422p"],
+    "uyvy422": ["yuv422p"],
+}
+FOR_RGB = ["rgb24", "bgr24", "bgr0", "yuv420p"]
+_RANGES = {None: 0, "limited": 1, "full": 2}
+
+
+def pyav() -> Any:
+    """PyAV, or the error that says how to install it."""
+    with needs_extra("video"):
+        import av
+    return av
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How frames are encoded.
+
+    Args:
+        encoder: FFmpeg's name; None: H.264 (libx264) of 8 bits, HEVC (libx265) of more, VP9 in WebM.
+        quality: the encoder's constant quality (``crf``), lower being better; None: 18, or 24 of VP9.
+        options: further ones for the encoder.
+    """
+
+    encoder: str | None = None
+    quality: int | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+    def settled(self, suffix: str, info: StreamInfo) -> Encoding:
+        """With every choice made for a container and a stream."""
+        default = "libvpx-vp9" if suffix == ".webm" else "libx264" if info.format.depth == 8 else "libx265"
+        name = self.encoder or default
+        options = dict(self.options)
+        if name in ("libx264", "libx265", "libvpx-vp9", "libsvtav1", "libaom-av1"):
+            if self.quality is not None or not {"crf", "qp", "b"} & options.keys():
+                chosen = self.quality if self.quality is not None else (24 if "vp9" in name else 18)
+                options = {"crf": str(chosen)} | ({"b": "0"} if "vp9" in name else {}) | options
+        elif self.quality is not None:
+            raise ImageError(f"the encoder {name} has no constant quality of that kind; use --encoder-option")
+        if name == "libx265":
+            options = {"x265-params": "log-level=none"} | options
+        return Encoding(name, None, options)
+
+
+class Encoder:
+    """One encoder at work in one container."""
+
+    def __init__(self, container: OutputContainer, info: StreamInfo, encoding: Encoding, pixels: str) -> None:
+        assert encoding.encoder is not None
+        stream: Any = container.add_stream(encoding.encoder, rate=info.rate or None, options=dict(encoding.options))
+        stream.width, stream.height, stream.pix_fmt = info.width, info.height, pixels
+        context = stream.codec_context
+        context.time_base = stream.time_base = info.time_base
+        tags = info.tags
+        converted = info.format.kind == "rgb" and FORMATS.get(pixels, info.format).kind == "yuv"
+        context.colorspace = 1 if converted else tags.matrix
+        context.color_range = 1 if converted else _RANGES[tags.range]
+        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+        if info.aspect is not None:
+            stream.sample_aspect_ratio = info.aspect
+        if tags.siting is not None and info.format.kind == "yuv":
+            stream.codec_context.options = {**context.options, "chroma_sample_location": tags.siting}
+        self.stream: VideoStream = stream
+        self._container, self._info, self._pixels, self._converted = container, info, pixels, converted
+
+    def write(self, frame: av.VideoFrame, pts: int | None, duration: int | None) -> None:
+        """Encode a frame, with its time stamp and duration in the stream's time base."""
+        if frame.format.name != self._pixels:
+            colours: dict[str, Any] = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"} if self._converted else {}
+            frame = frame.reformat(format=self._pixels, **colours)
+        frame.pts, frame.time_base = pts, self._info.time_base
+        frame.duration = duration or 0
+        frame.pict_type = 0  # the encoder's own choice, not what the frame was before
+        self._container.mux(self.stream.encode(frame))
+
+    def finish(self) -> None:
+        """Write what the encoder still holds, and close the container."""
+        self._container.mux(self.stream.encode(None))
+        self._container.close()
+
+
+def encoder_pixels(info: StreamInfo, encoding: Encoding, note: Callable[[str], None]) -> str:
+    """The pixel format that an encoder is given."""
+    av = pyav()
+    try:
+        codec = av.codec.Codec(encoding.encoder, "w")
+    except (av.error.FFmpegError, ValueError):
+        raise ImageError(f"this build of FFmpeg's libraries has no encoder {encoding.encoder}") from None
+    taken = [format.name for format in codec.video_formats or ()]
+    own = info.format.name.replace("yuvj", "yuv")
+    if codec.type != "video":
+        raise ImageError(f"{encoding.encoder} is no encoder of video")
+    for name in [own, info.format.name, *(FOR_RGB if info.format.kind == "rgb" else STAND_INS.get(own, []))]:
+        if not taken or name in taken:
+            if info.format.kind == "rgb" and FORMATS[name].kind != "rgb":
+                note(f"{encoding.encoder} takes no RGB: frames become {name}, bt709, limited range")
+            return name
+    raise ImageError(f"the encoder {encoding.encoder} does not take {own} (it takes {', '.join(taken)})")
+
+
+def blank_frame(info: StreamInfo) -> VideoFrame:
+    """A frame in PyAV's memory, to be filled."""
+    av = pyav()
+    frame = av.VideoFrame(info.width, info.height, info.format.name)
+    return VideoFrame(planes_of(frame), owner=frame)
+
+
+def av_frame(info: StreamInfo, frame: VideoFrame) -> av.VideoFrame:
+    """A frame as PyAV's: its own, or a copy of planes that lie elsewhere."""
+    av = pyav()
+    if isinstance(frame.owner, av.VideoFrame):
+        return frame.owner
+    copy = blank_frame(info)
+    for target, plane, shape in zip(
+        copy.planes, frame.planes, info.format.shapes(info.height, info.width), strict=True
+    ):
+        np.copyto(target[: shape[0], : shape[1]], plane[: shape[0], : shape[1]])
+    return copy.owner
