@@ -339,8 +339,11 @@ class TestArtifact:
     def test_no_artifact_at_all(self, tmp_path: Path, good: Path) -> None:
         self.refused(tmp_path / "none.onnx", good, "artifact: found no file at", "none.onnx")
 
-    def test_an_engine_runs_elsewhere(self, identity: Artifact, tmp_path: Path, good: Path) -> None:
+    def test_an_engine_runs_elsewhere(
+        self, identity: Artifact, tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A backend that is not here is 6, not 4: the artifact is sound."""
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
         from dataclasses import replace
 
         from echoir.runtime.artifact import Engine, write_artifact
@@ -352,4 +355,4 @@ class TestArtifact:
         write_artifact(replace(manifest, model=model, engine=Engine("1.7.1", ("89",), 4.0)), engine)
         result = echoir("restore", good, "-m", engine, "-o", tmp_path / "out")
         assert result.code == 6
-        assert "test.engine is a tensorrt-rtx engine" in result.err
+        assert "tensorrt_rtx is not installed; run: pip install 'echoir[rtx]'" in result.err
