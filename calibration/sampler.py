@@ -142,7 +142,7 @@ class _Pictures:
     def check(self, needed: int) -> None:
         if len(self.good) >= needed:
             return
-        reasons = [f"{len(names)} {reason} ({names[0]})" for reason, names in self.bad.items()]
+        reasons = [f"{len(names)} {reason} ({min(names)})" for reason, names in self.bad.items()]
         raise ImageError(
             f"calibration needs {needed} different pictures and has {len(self.good)}"
             + (f"; {', '.join(reasons)}" if reasons else "")
