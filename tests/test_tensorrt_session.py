@@ -215,8 +215,10 @@ def test_an_image_given_up_halfway_leaves_the_session_usable(
 
 @pytest.mark.parametrize(
     "call",
-    ("mem_alloc", "pagelocked_empty", "Stream", "Event", "launch", "memcpy_htod_async", "memcpy_dtoh_async")
-    + ("execute_async_v3", "create_execution_context", "module_from_buffer", "synchronize", "memset"),
+    [
+        *("mem_alloc", "pagelocked_empty", "Stream", "Event", "launch", "memcpy_htod_async", "memcpy_dtoh_async"),
+        *("execute_async_v3", "create_execution_context", "module_from_buffer", "synchronize", "memset"),
+    ],
 )
 @pytest.mark.parametrize("after", [1, 2, 6])
 def test_a_failing_call_ends_in_one_error_and_nothing_is_left(
