@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from builders import make_artifact
 
 from echoir.runtime.restorer import Restorer
-from echoir.runtime.stream import Latencies
+from echoir.runtime.streams.pipeline import Latencies
 
 ECHOIR = Path(sys.executable).with_name("echoir")
 
@@ -121,7 +121,7 @@ def output(*arguments: object) -> str:
 def policies(seconds: float, inference: float, deadline: float) -> None:
     """A model that is too slow, at 30 frames a second, under each policy: latency, memory, counters."""
 
-    from echoir.runtime.stream import ImageStream
+    from echoir.runtime.streams.pipeline import ImageStream
 
     def frames() -> Iterator[np.ndarray[Any, Any]]:
         start, image = time.monotonic(), np.zeros((540, 960, 3), np.uint8)
@@ -218,7 +218,7 @@ def soak(minutes: float, size: str, warmup: float) -> None:
 @click.option("--size", default="961x541", show_default=True)
 def formats(size: str) -> None:
     """The largest change, in code values, that an identity model makes to random frames of every format."""
-    from echoir.runtime.pixels import FORMATS, Colour, Converter
+    from echoir.runtime.streams.pixels import FORMATS, Colour, Converter
 
     width, height = (int(side) for side in size.split("x"))
     rng = np.random.default_rng(0)

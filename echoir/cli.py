@@ -20,7 +20,7 @@ from echoir.runtime.errors import EchoIRError
 COMMANDS = {
     "export": ("echoir.export.commands", "Make a deployable artifact from a checkpoint, with its proof."),
     "restore": ("echoir.runtime.commands", "Restore images and folders."),
-    "stream": ("echoir.runtime.stream_command", "Restore video: files, cameras, pipes."),
+    "stream": ("echoir.runtime.streams.command", "Restore video: files, cameras, pipes."),
     "parity": ("echoir.export.commands", "Measure an artifact against PyTorch."),
     "bench": ("echoir.runtime.commands", "Measure latency, throughput and memory."),
     "inspect": ("echoir.runtime.commands", "Show an artifact's manifest."),

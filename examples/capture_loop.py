@@ -15,7 +15,7 @@ from itertools import islice
 import av
 
 from echoir.runtime import Restorer
-from echoir.runtime.stream import Frame
+from echoir.runtime.streams.pipeline import Frame
 
 
 def camera(name: str) -> Iterator[Frame]:

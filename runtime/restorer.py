@@ -15,7 +15,7 @@ from echoir.runtime.sessions import Device, ImageSession, Session, open_session
 from echoir.runtime.tiling import Axis, reflect, tile_axis
 
 if TYPE_CHECKING:
-    from echoir.runtime.stream import Frame, ImageStream, Policy
+    from echoir.runtime.streams.pipeline import Frame, ImageStream, Policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -120,16 +120,16 @@ class Restorer:
                 show(frame.image, frame.time, frame.restored)
 
         Args:
-            frames: images as :meth:`__call__` takes, or :class:`~echoir.runtime.stream.Frame` with a time or other
-                data that is carried along; iterated on a thread of its own, and copied, so that a capture may
-                fill one array again and again.
+            frames: images as :meth:`__call__` takes, or :class:`~echoir.runtime.streams.pipeline.Frame` with a
+                time or other data that is carried along; iterated on a thread of its own, and copied, so that a
+                capture may fill one array again and again.
             deadline: seconds from coming in to going out; None restores every frame however long it takes.
             policy: what becomes of a frame that is late: ``"pass"`` (it goes out as it came), ``"drop"``, or
                 ``"slow"`` (only the newest is restored, at the rate that the model reaches).
             depth: frames that may wait for the model; 4, or 64 with a deadline.
 
         Returns:
-            An iterable of :class:`~echoir.runtime.stream.Frame`, with ``counters`` and ``stop()``. A frame's
+            An iterable of :class:`~echoir.runtime.streams.pipeline.Frame`, with ``counters`` and ``stop()``. A frame's
             ``image`` is the caller's until the next frame is taken: copy what is kept for longer.
 
         Raises:
@@ -137,7 +137,7 @@ class Restorer:
             RejectedOutputError: while iterating without a deadline, the session gave unusable pixels; with
                 one the frame is counted as rejected, and is late.
         """
-        from echoir.runtime.stream import ImageStream
+        from echoir.runtime.streams.pipeline import ImageStream
 
         return ImageStream(self, frames, deadline, policy, depth)
 

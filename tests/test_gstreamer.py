@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.gstreamer import NAMES, plugin_path
+from echoir.runtime.streams.gstreamer import NAMES, plugin_path
 
 DEBIAN = "/usr/lib/python3/dist-packages"
 WITH = "video/x-raw,width=48,height=36,framerate=30/1"

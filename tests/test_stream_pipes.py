@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.pixels import FORMATS
+from echoir.runtime.streams.pixels import FORMATS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WIDTH, HEIGHT = 50, 38

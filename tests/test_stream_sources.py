@@ -14,11 +14,11 @@ import pytest
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.endpoints import ReturningSource, fingerprint, in_real_time, is_pipeline
 from echoir.runtime.errors import ImageError
-from echoir.runtime.pixels import FORMATS
-from echoir.runtime.stream import Stream
-from echoir.runtime.videoframes import StreamInfo, Tags, VideoFrame, resolve_colour
+from echoir.runtime.streams.endpoints import ReturningSource, fingerprint, in_real_time, is_pipeline
+from echoir.runtime.streams.pipeline import Stream
+from echoir.runtime.streams.pixels import FORMATS
+from echoir.runtime.streams.videoframes import StreamInfo, Tags, VideoFrame, resolve_colour
 
 INFO = StreamInfo(4, 2, FORMATS["gray"], rate=Fraction(100), time_base=Fraction(1, 1000))
 
@@ -49,7 +49,7 @@ def vanish() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echoir.runtime.endpoints.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("echoir.runtime.streams.endpoints.time.sleep", lambda seconds: None)
 
 
 def test_a_lost_source_comes_back_and_time_goes_on() -> None:

@@ -19,7 +19,7 @@ import pytest
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.videofile import SEGMENT, partial_folder
+from echoir.runtime.streams.videofile import SEGMENT, partial_folder
 
 av = pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
 

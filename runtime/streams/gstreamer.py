@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from echoir.runtime.errors import BackendError, ImageError
-from echoir.runtime.pixels import FORMATS, Format, Range, Siting
-from echoir.runtime.videoframes import UNSPECIFIED, Array, Pool, StreamInfo, Tags, VideoFrame
+from echoir.runtime.streams.pixels import FORMATS, Format, Range, Siting
+from echoir.runtime.streams.videoframes import UNSPECIFIED, Array, Pool, StreamInfo, Tags, VideoFrame
 
 # GStreamer's names of the formats, as FFmpeg calls them.
 NAMES = {
@@ -355,5 +355,5 @@ def plugin_path() -> str:
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "gst")
 
 
-if __name__ == "__main__":  # export GST_PLUGIN_PATH=$(python -m echoir.runtime.gstreamer)
+if __name__ == "__main__":  # export GST_PLUGIN_PATH=$(python -m echoir.runtime.streams.gstreamer)
     print(plugin_path())

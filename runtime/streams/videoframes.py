@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from echoir.runtime.errors import ImageError
-from echoir.runtime.pixels import Colour, Converter, Format, Matrix, Range, Siting
 from echoir.runtime.restorer import Restorer
+from echoir.runtime.streams.pixels import Colour, Converter, Format, Matrix, Range, Siting
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

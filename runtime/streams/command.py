@@ -11,12 +11,12 @@ import click
 from echoir.runtime.commands import model_option
 
 if TYPE_CHECKING:
-    from echoir.runtime.endpoints import Raw, Wishes
-    from echoir.runtime.pixels import Colour, Matrix, Range, Siting
     from echoir.runtime.progress import Progress
     from echoir.runtime.restorer import Restorer
-    from echoir.runtime.stream import Counters, Policy, Stream
-    from echoir.runtime.videoframes import Sink, Source, VideoFrame
+    from echoir.runtime.streams.endpoints import Raw, Wishes
+    from echoir.runtime.streams.pipeline import Counters, Policy, Stream
+    from echoir.runtime.streams.pixels import Colour, Matrix, Range, Siting
+    from echoir.runtime.streams.videoframes import Sink, Source, VideoFrame
 
 REPORT = 0.5  # seconds between updates of the counters on the terminal
 
@@ -167,7 +167,7 @@ def stream(
 def _wishes(
     source: str, size: str | None, pixel_format: str | None, rate: str | None, timeout: float, retries: int, **rest: Any
 ) -> Wishes:
-    from echoir.runtime.endpoints import Wishes
+    from echoir.runtime.streams.endpoints import Wishes
 
     if (size is None) != (pixel_format is None):
         raise click.UsageError("raw frames need both --size and --pixel-format")
@@ -180,7 +180,7 @@ def _wishes(
 def _raw(size: str, pixel_format: str, rate: str | None) -> Raw:
     from fractions import Fraction
 
-    from echoir.runtime.endpoints import Raw
+    from echoir.runtime.streams.endpoints import Raw
 
     try:
         width, height = (int(side) for side in size.lower().split("x"))
@@ -222,10 +222,10 @@ class _Run:
         """Returns the exit code, or raises an error of the project's."""
         from contextlib import ExitStack
 
-        from echoir.runtime.endpoints import open_source
         from echoir.runtime.progress import Progress
-        from echoir.runtime.stream import Stream
-        from echoir.runtime.videoframes import FrameRestorer, resolve_colour
+        from echoir.runtime.streams.endpoints import open_source
+        from echoir.runtime.streams.pipeline import Stream
+        from echoir.runtime.streams.videoframes import FrameRestorer, resolve_colour
 
         with ExitStack() as stack:
             source = open_source(self.source_name, self.wishes, lambda message: self.note(message))
@@ -265,7 +265,7 @@ class _Run:
         return 0
 
     def _open_sink(self, source: Source, colour: Colour) -> Sink:
-        from echoir.runtime.endpoints import fingerprint, open_sink
+        from echoir.runtime.streams.endpoints import fingerprint, open_sink
 
         identity = None
         if self.deadline is None:
@@ -304,8 +304,8 @@ class _Run:
     def _frames(self, source: Source, done: int) -> Iterator[VideoFrame]:
         from itertools import islice
 
-        from echoir.runtime.endpoints import in_real_time
         from echoir.runtime.errors import ImageError
+        from echoir.runtime.streams.endpoints import in_real_time
 
         frames = islice(source.frames(), done, None)
         try:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from echoir.runtime.errors import ImageError
-from echoir.runtime.rawvideo import NullSink, PipeSink, PipeSource, open_raw, open_y4m, y4m_header
-from echoir.runtime.videoframes import Sink, Source, StreamInfo, VideoFrame
+from echoir.runtime.streams.rawvideo import NullSink, PipeSink, PipeSource, open_raw, open_y4m, y4m_header
+from echoir.runtime.streams.videoframes import Sink, Source, StreamInfo, VideoFrame
 
 Note = Callable[[str], None]
 LONGEST_WAIT = 10.0  # seconds between two attempts to get a lost source back
@@ -35,7 +35,7 @@ class Wishes:
     Args:
         raw: standard input has raw frames; None: YUV4MPEG2.
         output_format: of standard output; None: as the input where that is a pipe, else YUV4MPEG2 if it can.
-        encoder, quality, encoder_options: of a file; see :class:`echoir.runtime.encoding.Encoding`.
+        encoder, quality, encoder_options: of a file; see :class:`echoir.runtime.streams.encoding.Encoding`.
         source_options: FFmpeg's, for opening a source.
         video_only: copy no audio and no subtitles.
         overwrite: replace a file that is there, and start anew where a run was interrupted.
@@ -78,10 +78,10 @@ def open_source(name: str, wishes: Wishes, note: Note) -> Source:
 
     def opened() -> Source:
         if is_pipeline(name):
-            from echoir.runtime.gstreamer import PipelineSource
+            from echoir.runtime.streams.gstreamer import PipelineSource
 
             return PipelineSource(name.removeprefix("gst:"), timeout=wishes.timeout)
-        from echoir.runtime.video import open_video
+        from echoir.runtime.streams.video import open_video
 
         return open_video(name, note=note, timeout=wishes.timeout, options=wishes.source_options)
 
@@ -107,11 +107,11 @@ def open_sink(
     if name == "-":
         return PipeSink(info, _pipe_header(source, wishes))
     if is_pipeline(name):
-        from echoir.runtime.gstreamer import PipelineSink
+        from echoir.runtime.streams.gstreamer import PipelineSink
 
         return PipelineSink(name.removeprefix("gst:"), info)
-    from echoir.runtime.encoding import Encoding
-    from echoir.runtime.videofile import CopiedVideoFile, VideoFile, partial_folder
+    from echoir.runtime.streams.encoding import Encoding
+    from echoir.runtime.streams.videofile import CopiedVideoFile, VideoFile, partial_folder
 
     target = Path(name)
     if target.is_dir():

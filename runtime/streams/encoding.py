@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echoir.runtime.errors import ImageError, needs_extra
-from echoir.runtime.pixels import FORMATS
-from echoir.runtime.video import planes_of
-from echoir.runtime.videoframes import StreamInfo, VideoFrame
+from echoir.runtime.streams.pixels import FORMATS
+from echoir.runtime.streams.video import planes_of
+from echoir.runtime.streams.videoframes import StreamInfo, VideoFrame
 
 if TYPE_CHECKING:
     import av

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from echoir.runtime.errors import ImageError
-from echoir.runtime.pixels import FORMATS, Range, Siting
-from echoir.runtime.videoframes import Pool, StreamInfo, Tags, VideoFrame
+from echoir.runtime.streams.pixels import FORMATS, Range, Siting
+from echoir.runtime.streams.videoframes import Pool, StreamInfo, Tags, VideoFrame
 
 MAGIC = b"YUV4MPEG2"
 _LINE = 1024  # bytes; longer headers are no headers

@@ -1,6 +1,6 @@
 """``echoirrestore``: an artifact inside a GStreamer pipeline; loaded by GStreamer's Python plug-in loader.
 
-    export GST_PLUGIN_PATH=$(python -m echoir.runtime.gstreamer)
+    export GST_PLUGIN_PATH=$(python -m echoir.runtime.streams.gstreamer)
     gst-launch-1.0 videotestsrc ! video/x-raw,format=NV12 ! echoirrestore artifact=denoise.onnx ! fakesink
 
 The loader runs the Python that GStreamer was built with: that one must find ``echoir``.
@@ -105,9 +105,9 @@ class EchoirRestore(GstBase.BaseTransform):
     def do_set_caps(self, caps: Any, out: Any) -> bool:
         """Frames of another size or format: another conversion."""
         try:
-            from echoir.runtime.gstreamer import describe
-            from echoir.runtime.pixels import Converter
-            from echoir.runtime.videoframes import resolve_colour
+            from echoir.runtime.streams.gstreamer import describe
+            from echoir.runtime.streams.pixels import Converter
+            from echoir.runtime.streams.videoframes import resolve_colour
 
             info = describe(caps)
             chosen = {name: self._settings[name] or None for name in ("matrix", "range")}
@@ -143,7 +143,7 @@ class EchoirRestore(GstBase.BaseTransform):
     def _restore(self, buffer: Any) -> None:
         import numpy as np
 
-        from echoir.runtime.gstreamer import planes_in
+        from echoir.runtime.streams.gstreamer import planes_in
 
         layout = GstVideo.buffer_get_video_meta(buffer) or self._layout
         with buffer.map(Gst.MapFlags.READ | Gst.MapFlags.WRITE) as mapped:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echoir.runtime.errors import ImageError, needs_extra
-from echoir.runtime.pixels import FORMATS, Range, Siting
-from echoir.runtime.videoframes import Array, StreamInfo, Tags, VideoFrame
+from echoir.runtime.streams.pixels import FORMATS, Range, Siting
+from echoir.runtime.streams.videoframes import Array, StreamInfo, Tags, VideoFrame
 
 if TYPE_CHECKING:
     import av

@@ -17,10 +17,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echoir.runtime.encoding import Encoder, Encoding, av_frame, blank_frame, encoder_pixels, pyav
 from echoir.runtime.errors import ImageError
 from echoir.runtime.files import atomic_write
-from echoir.runtime.videoframes import StreamInfo, VideoFrame
+from echoir.runtime.streams.encoding import Encoder, Encoding, av_frame, blank_frame, encoder_pixels, pyav
+from echoir.runtime.streams.videoframes import StreamInfo, VideoFrame
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer

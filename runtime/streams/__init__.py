@@ -1,0 +1,1 @@
+"""Frames in, frames out: pixel formats, pipes, video files, GStreamer, and the pipeline between them."""
