@@ -72,7 +72,7 @@ def _curve(search: dict[str, Any]) -> str:
     top = 1.1 * max([search["budget"], *(drop for _, drop in points)])
 
     def place(share: float, drop: float) -> tuple[float, float]:
-        return LEFT + share * (WIDTH - LEFT - 16), HEIGHT - BOTTOM - max(drop, 0) / top * (HEIGHT - BOTTOM - TOP)
+        return LEFT + share * (WIDTH - LEFT - 28), HEIGHT - BOTTOM - max(drop, 0) / top * (HEIGHT - BOTTOM - TOP)
 
     _, budget = place(0, search["budget"])
     left, floor = place(0, 0)
