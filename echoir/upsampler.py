@@ -227,8 +227,9 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         slopes = torch.ops.echoir.echo_upsample_backward(gradient, *ctx.saved_tensors, ctx.radius, ctx.combine)
     else:
         with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-            slopes = torch.autograd.grad(_in_blocks(*leaves, ctx.radius, ctx.combine), leaves, gradient)
+            down, guide, *sigmas = leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+            out = _in_blocks(down, guide, sigmas[0], sigmas[1], ctx.radius, ctx.combine)
+            slopes = torch.autograd.grad(out, leaves, gradient)
     return (*slopes, None, None)
 
 
