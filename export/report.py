@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from echoir.export import int8_section
 from echoir.export.figures import AgainstWhole, SetFigures
-from echoir.export.summary import signed
+from echoir.export.summary import degradation, signed
 
 if TYPE_CHECKING:
     from echoir.export.parity import Exhibit, Gate, ParityReport
@@ -64,15 +64,10 @@ def _header(report: ParityReport) -> str:
 
 
 def _sentence(report: ParityReport) -> str:
-    manifest, degradation = report.manifest, report.conditions["degradation"]
-    pictures = f"{degradation['pictures']} picture{'s' if degradation['pictures'] > 1 else ''}"
-    if degradation["kind"] == "pairs":
-        made = f"{pictures} with their targets"
-    else:
-        made = f"{pictures} with Gaussian noise, σ = {degradation['sigma']:g} of 255, seed {degradation['seed']}"
+    manifest = report.manifest
     return (
         f"{manifest.precision.name} through {manifest.model.backend}, against PyTorch in float32 on the same tiles, "
-        f"on {made}."
+        f"on {degradation(report)}."
     )
 
 

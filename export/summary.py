@@ -51,7 +51,9 @@ def degradation(report: ParityReport) -> str:
     pictures = f"{done['pictures']} picture{'s' if done['pictures'] > 1 else ''}"
     if done["kind"] == "pairs":
         return f"{pictures} with their targets"
-    return f"{pictures}, Gaussian noise of sigma {done['sigma']:g}, seed {done['seed']}"
+    sigma = f" of sigma {done['sigma']:g}" if "sigma" in done else ""
+    kind = done["kind"][:1].upper() + done["kind"][1:]
+    return f"{pictures}, {kind}{sigma}, seed {done['seed']}"
 
 
 def asked(gate: Gate) -> str:

@@ -130,6 +130,21 @@ def test_equal_images_are_called_identical() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("degradation", "words"),
+    [
+        ({"kind": "gaussian noise", "sigma": 25.0, "seed": 0}, "2 pictures, Gaussian noise of sigma 25, seed 0"),
+        ({"kind": "synthetic derain", "seed": 3}, "2 pictures, Synthetic derain, seed 3"),
+        ({"kind": "pairs"}, "2 pictures with their targets"),
+    ],
+)
+def test_page_and_summary_say_what_was_done_to_the_pictures(degradation: dict[str, Any], words: str) -> None:
+    conditions = {**make_report().conditions, "degradation": {**degradation, "pictures": 2}}
+    report = make_report(conditions=conditions)
+    assert words in Page(render(report)).text
+    assert words in "\n".join(lines(report))
+
+
 def test_names_cannot_inject_markup() -> None:
     html = render(make_report("<script>alert(1)</script>.png"))
     assert "<script" not in html
