@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from echoir.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from echoir.degradations import TASKS
 from echoir.network import EchoIR
 from echoir.runtime.errors import ArtifactError
 
@@ -76,8 +77,10 @@ def test_tensors_that_do_not_fit_the_header_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_the_shipped_denoiser_says_how_it_was_made() -> None:
-    checkpoint = load_checkpoint("denoise")
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_checkpoint_that_says_how_it_was_made(task: str) -> None:
+    checkpoint = load_checkpoint(task)
     assert checkpoint.path.parent == SHIPPED
-    assert (checkpoint.task, checkpoint.preset) == ("denoise", "tiny")
-    assert checkpoint.metadata["recipe"]["stages"]
+    assert (checkpoint.task, checkpoint.preset) == (task, "tiny")
+    assert checkpoint.metadata["recipe"]["strategy"] == "as-blo"
+    assert f"`{task}`" in (SHIPPED / "README.md").read_text(encoding="utf-8")
