@@ -137,8 +137,10 @@ def naive(model: onnx.ModelProto, path: Path, tiles: Tiles) -> None:
     count = side // degraded[0].shape[2]
     inputs = [np.tile(one, (1, 1, count, count)) for one in degraded]
     operators = ["Conv"]
+    own = onnx.ModelProto()
+    own.CopyFrom(model)  # quantize_static moves the weights of the model it is given to a file of its own
     quantize_static(
-        model,
+        own,
         path,
         Reader(inputs),
         quant_format=QuantFormat.QDQ,
