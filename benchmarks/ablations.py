@@ -89,8 +89,16 @@ def main() -> None:
                 print(f"seed {seed}  {arm}: {psnr:.2f} dB", flush=True)
     print(f"\n{arguments.steps} steps of {arguments.batch} crops of {arguments.patch}², {arguments.seeds} seeds")
     for (table, arm), values in results.items():
-        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        print(f"{table:>10} | {arm:<28} | {mean(values):.2f}{spread} dB")
+        # Seeds differ in their held-out pictures: what counts is the difference on the same ones.
+        first = results[table, next(iter(tables[table]))]
+        difference = [value - other for value, other in zip(values, first, strict=True)]
+        print(f"{table:>10} | {arm:<28} | {spread(values)} dB | {spread(difference, '+')} dB to the first")
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean and standard deviation."""
+    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.2f}{deviation}"
 
 
 if __name__ == "__main__":
