@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from echoir.upsampler import EchoUpsampler
 
-ALIGNMENT = 8  # three halvings
+HALVINGS = 3
 
 
 @dataclass(frozen=True)
 class EchoIRConfig:
-    """What defines a network: sizes, and the switches of the paper's ablations (Tables 4 and 5)."""
+    """What defines a network: sizes, and the switches of the paper's ablations (Tables 4 and 5).
+
+    ``stem`` is the factor between the image's resolution and that of the first level: 1 is the paper's;
+    2 folds 2 x 2 pixels into channels at the entry and unfolds them at the exit, as FFDNet does
+    (Zhang et al. 2018), since layers of few channels at full resolution are what costs time everywhere.
+    """
 
     width: int = 48
     blocks: tuple[int, int, int] = (4, 6, 6)
@@ -32,20 +37,27 @@ class EchoIRConfig:
     reference: Literal["encoder", "image"] = "encoder"
     channel_attention: bool = True
     feed_forward: Literal["gdfn", "mlp"] = "gdfn"
+    stem: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
         allowed = {
             "upsampler": ("echo", "pixelshuffle", "transpose"),
             "reference": ("encoder", "image"),
             "feed_forward": ("gdfn", "mlp"),
+            "stem": (1, 2),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for level, heads in enumerate(self.heads):
             channels = self.width * 2**level
             if channels % heads:
                 raise ValueError(f"{heads} heads do not divide the {channels} channels of level {level + 1}")
+
+    @property
+    def alignment(self) -> int:
+        """What the sides of an image are padded to multiples of."""
+        return self.stem * 2**HALVINGS
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EchoIRConfig:
@@ -81,7 +93,7 @@ class EchoIR(nn.Module):
         def blocks(count: int, channels: int, heads: int) -> nn.Sequential:
             return nn.Sequential(*(MixAttentionBlock(channels, heads, config) for _ in range(count)))
 
-        self.embed = nn.Conv2d(3, c1, 3, padding=1, bias=False)
+        self.embed = Embedding(c1, config.stem)
         self.encoder1, self.down1 = blocks(n1, c1, h1), Downsample(c1)
         self.encoder2, self.down2 = blocks(n2, c2, h2), Downsample(c2)
         self.encoder3, self.down3 = blocks(n3, c3, h3), Downsample(c3)
@@ -93,7 +105,7 @@ class EchoIR(nn.Module):
         # Level 1 and the refinement keep the 2C channels of the concatenation.
         self.up1, self.decoder1 = make_upsampler(c1, config), blocks(n1, c2, h1)
         self.refinement = blocks(config.refinement, c2, h1)
-        self.output = nn.Conv2d(c2, 3, 3, padding=1, bias=False)
+        self.output = Output(c2, config.stem)
 
     @classmethod
     def from_preset(cls, name: str, **switches: Any) -> EchoIR:
@@ -115,17 +127,18 @@ class EchoIR(nn.Module):
 
         Args:
             image: [N, 3, H, W] RGB, nominally in [0, 1]; any H, W >= 1. Sizes that are not a
-                multiple of 8 are padded by reflection and cropped again.
+                multiple of ``config.alignment`` are padded by reflection and cropped again.
 
         Returns:
             [N, 3, H, W], not clipped.
         """
         height, width = image.shape[-2:]
-        padded = pad_to_multiple(image, ALIGNMENT)
+        padded = pad_to_multiple(image, self.config.alignment)
         return self.decode(padded, *self.encode(padded))[..., :height, :width]
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, 3, H, W], sides multiples of 8 -> the features that skip to the decoder and guide it."""
+        """[N, 3, H, W], sides multiples of the alignment -> the features that skip to the decoder and guide it."""
+        # H and W below are the image's, divided by the stem.
         e1 = self.encoder1(self.embed(image))  # [N, C, H, W]
         e2 = self.encoder2(self.down1(e1))  # [N, 2C, H/2, W/2]
         e3 = self.encoder3(self.down2(e2))  # [N, 4C, H/4, W/4]
@@ -155,7 +168,31 @@ class EchoIR(nn.Module):
         """What guides each upsampler: the encoder's features, or the image at their sizes (Table 4)."""
         if self.config.reference == "encoder":
             return encoded
-        return image, F.avg_pool2d(image, 2), F.avg_pool2d(image, 4)
+        sizes = (self.config.stem * 2**level for level in range(HALVINGS))
+        return tuple(F.avg_pool2d(image, size) if size > 1 else image for size in sizes)
+
+
+class Embedding(nn.Conv2d):
+    """[N, 3, H, W] -> [N, C, H/stem, W/stem]: pixel-unshuffle, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, stem: int) -> None:
+        super().__init__(3 * stem**2, channels, 3, padding=1, bias=False)
+        self.stem = stem
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(F.pixel_unshuffle(image, self.stem) if self.stem > 1 else image)
+
+
+class Output(nn.Conv2d):
+    """[N, C, H/stem, W/stem] -> [N, 3, H, W]: a 3x3 convolution, then pixel-shuffle."""
+
+    def __init__(self, channels: int, stem: int) -> None:
+        super().__init__(channels, 3 * stem**2, 3, padding=1, bias=False)
+        self.stem = stem
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
 
 
 class MixAttentionBlock(nn.Module):

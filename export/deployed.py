@@ -9,7 +9,8 @@ rounding alone; ``docs/export.md`` says what each one saves.
   weights, a width that vector units and tensor cores like.
 - Attention over channels is a small matrix per image. Its normalization by the lengths of q and k,
   the output convolution and the channel attention's gate act on that matrix, not on pixels.
-- A 3x3 convolution and its pixel-unshuffle are one 4x4 convolution of stride 2.
+- A 3x3 convolution and its pixel-unshuffle are one 4x4 convolution of stride 2; a pixel-unshuffle and the
+  3x3 convolution behind it (a stem of 2) are one 6x6 convolution of stride 2.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from echoir.network import (
     ChannelAttention,
     Downsample,
     EchoIR,
+    Embedding,
     FeedForward,
     GatedFeedForward,
     LayerNorm,
@@ -44,6 +46,8 @@ def deployed(network: EchoIR) -> EchoIR:
     for name, child in list(network.named_children()):
         if isinstance(child, Downsample):
             setattr(network, name, _strided(child))
+        elif isinstance(child, Embedding) and child.stem > 1:
+            setattr(network, name, _gathered(child))
         elif type(child) is nn.Sequential:
             blocks = (Block(block) if isinstance(block, MixAttentionBlock) else block for block in child)
             setattr(network, name, nn.Sequential(*blocks))
@@ -211,3 +215,11 @@ def _strided(down: Downsample) -> nn.Conv2d:
         for j in (0, 1):
             weight[:, i, j, :, i : i + 3, j : j + 3] = convolution.weight
     return _convolution(weight.reshape(4 * c_out, c_in, 4, 4), padding=1, stride=2)
+
+
+def _gathered(embedding: Embedding) -> nn.Conv2d:
+    """Input channel s^2 c + s i + j of unshuffle-then-conv at tap (u, v) is channel c at (s u + i, s v + j)."""
+    s, weight = embedding.stem, embedding.weight
+    c_out, _, height, width = weight.shape
+    taps = weight.view(c_out, 3, s, s, height, width).permute(0, 1, 4, 2, 5, 3)
+    return _convolution(taps.reshape(c_out, 3, s * height, s * width), padding=s, stride=s)

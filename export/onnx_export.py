@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from echoir.export.deployed import deployed
 from echoir.export.echo_function import DOMAIN, NAME, echo_function, node_attributes
-from echoir.network import ALIGNMENT, EchoIR
+from echoir.network import EchoIR
 from echoir.runtime.errors import BackendError
 from echoir.runtime.files import atomic_write
 from echoir.upsampler import EchoUpsampler
@@ -92,11 +92,11 @@ def export_onnx(
 def tile_alignment(network: EchoIR) -> int:
     """What both sides of a tile must be multiples of, in pixels.
 
-    The network halves the tile three times; the block form of EchoUpsample then needs sides that
+    The network halves the tile several times; the block form of EchoUpsample then needs sides that
     are multiples of twice its radius.
     """
     radii = [m.radius for m in network.modules() if isinstance(m, EchoUpsampler)]
-    return ALIGNMENT * max((2 * max(radius, 1) for radius in radii), default=1)
+    return network.config.alignment * max((2 * max(radius, 1) for radius in radii), default=1)
 
 
 def build_model(network: EchoIR, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:
