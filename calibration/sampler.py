@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echoir.degradations import Degradation, Task
 from echoir.runtime.errors import ImageError
 
 Floats = NDArray[np.float32]
+Degradation = Callable[[Floats, np.random.Generator], tuple[Floats, Floats]]
+"""A clean picture [H, W, 3] to what is degraded and what is true of it (a gray picture, perhaps)."""
 Source = tuple[Path, "Path | None"]  # a clean picture, and what the world made of it if that is known
 Read = Callable[[Path], NDArray[np.uint8]]
 
@@ -30,6 +31,21 @@ LEAST_CORRELATION = 0.3
 LEAST_DEVIATION = 2 / 255
 SIGNATURE = 8  # pictures shrunk to 8 x 8 grays ...
 DUPLICATE = 3 / 255  # ... that differ by less than this (root mean square) are one picture
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What a task's clean pictures go through.
+
+    Attributes:
+        degrade: as in training.
+        margin: pixels around a crop that ``degrade`` draws on.
+        checks: degradations of fixed strength, by name, that the task is watched with.
+    """
+
+    degrade: Degradation
+    margin: int = 0
+    checks: Mapping[str, Degradation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class Tiles:
 def sample(
     sources: Sequence[Source],
     task: str,
-    degradation: Task | None,
+    degradation: Practice | None,
     read: Read,
     *,
     side: int,
@@ -149,7 +165,7 @@ class _Pictures:
         )
 
 
-def _pictures(sources: Sequence[Source], task: str, degradation: Task | None, read: Read, side: int) -> _Pictures:
+def _pictures(sources: Sequence[Source], task: str, degradation: Practice | None, read: Read, side: int) -> _Pictures:
     found = _Pictures([], {})
     signatures: list[Floats] = []
     for clean_path, degraded_path in sources:
@@ -180,7 +196,7 @@ def _pictures(sources: Sequence[Source], task: str, degradation: Task | None, re
 
 def _crops(
     picture: _Picture,
-    degradation: Task | None,
+    degradation: Practice | None,
     strengths: Mapping[str, Degradation],
     number: int,
     side: int,
@@ -194,6 +210,7 @@ def _crops(
         x = int(rng.integers(margin, width - side - margin + 1))
         inner = (slice(y, y + side), slice(x, x + side))
         strength = ""
+        truth = picture.clean[inner]
         if picture.degraded is not None:
             degraded = picture.degraded[inner]
         else:
@@ -203,9 +220,10 @@ def _crops(
                 strength = list(strengths)[(number + index) % len(strengths)]
                 degrade = strengths[strength]
             outer = picture.clean[y - margin : y + side + margin, x - margin : x + side + margin]
-            degraded = degrade(outer, rng)[margin : margin + side, margin : margin + side]
+            inside = (slice(margin, margin + side),) * 2
+            degraded, truth = (part[inside] for part in degrade(outer, rng))
         name = f"{picture.name} at {y}, {x}"
-        made.append(Tile(name, _planes(degraded), _planes(picture.clean[inner]), strength))
+        made.append(Tile(name, _planes(degraded), _planes(truth), strength))
     return made
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from echoir.data import Picture, find_pairs, list_images, read_rgb, to_float
-from echoir.degradations import TASKS, Degradation, gaussian_noise
+from echoir.degradations import TASKS, Draw, Task
+from echoir.forms import FORMS
 from echoir.runtime.errors import ImageError
 
 SHIPPED = Path(__file__).parent / "pictures"
 SIGMA = 25.0
 SEED = 0
+
+Degradation = Callable[[NDArray[np.float32], np.random.Generator], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""A clean picture [H, W, 3] to (degraded, truth)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Samples:
         pictures: clean ones, or pairs.
         degrade: what happens to the clean ones; None for pairs, which are used as they are.
         kind: what that is, for reports, such as ``"gaussian noise"``.
+        form: the pictures' form (:mod:`echoir.forms`), where noise was added to them.
         sigma: standard deviation of Gaussian noise in 8-bit codes; None for anything else.
         seed: of the degradation; picture i draws from the generator ``(seed, i)``, whatever their number.
     """
@@ -44,6 +50,7 @@ class Samples:
     pictures: tuple[Picture, ...]
     degrade: Degradation | None
     kind: str
+    form: str | None = None
     sigma: float | None = None
     seed: int = SEED
 
@@ -68,52 +75,94 @@ class Samples:
                 yield Sample(picture.degraded.name, degraded, truth)
             else:
                 assert self.degrade is not None
-                degraded = self.degrade(truth, np.random.default_rng((self.seed, index)))
+                degraded, truth = self.degrade(truth, np.random.default_rng((self.seed, index)))
                 yield Sample(picture.clean.name, degraded, truth)
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""
         if self.degrade is None:
             return {"kind": self.kind, "pictures": len(self)}
-        sigma = {} if self.sigma is None else {"sigma": self.sigma}
-        return {"kind": self.kind, **sigma, "seed": self.seed, "pictures": len(self)}
+        known = {"form": self.form, "sigma": self.sigma}
+        return {
+            "kind": self.kind,
+            **{name: value for name, value in known.items() if value is not None},
+            "seed": self.seed,
+            "pictures": len(self),
+        }
 
 
 def open_samples(
-    folder: Path, task: str, *, sigma: float | None = None, seed: int = SEED, limit: int | None = None
+    folder: Path,
+    task: str,
+    *,
+    form: str | None = None,
+    sigma: float | None = None,
+    seed: int = SEED,
+    limit: int | None = None,
 ) -> Samples:
     """Find the pictures of a folder.
 
     A folder that holds ``input/`` and ``target/`` gives the pairs of equal stem. Any other is a set of
-    clean pictures: they receive Gaussian noise of one level for denoising, and what the task's training
-    crops receive otherwise, each picture at a strength of its own.
+    clean pictures: for denoising they come in one form with Gaussian noise of one level, and otherwise
+    with what the task's training crops receive, each picture at a strength of its own.
 
     Args:
         task: what the checkpoint restores.
+        form: a key of ``echoir.forms.FORMS``, for clean pictures of denoising; ``"rgb"`` if None.
         sigma: noise level in 8-bit codes for clean pictures of denoising; 25 if None.
         limit: take the first so many by name.
 
     Raises:
-        ImageError: no picture, an input without its target, an unknown task, or ``sigma`` given for
-            pairs or for another task than denoising.
+        ImageError: no picture, an input without its target, an unknown task, or ``form`` or ``sigma`` given
+            for pairs or for another task than denoising.
     """
+    given = [f"--{name}" for name, value in (("form", form), ("sigma", sigma)) if value is not None]
     if pairs := find_pairs(folder)[:limit]:
-        if sigma is not None:
-            raise ImageError(f"{folder}: holds input/ and target/ pairs, which are used as they are; drop --sigma")
+        if given:
+            raise ImageError(f"{folder}: holds input/ and target/ pairs, which are used as they are; drop {given[0]}")
         return Samples(tuple(pairs), None, "pairs", seed=seed)
     if task not in TASKS:
         raise ImageError(f"{folder}: {task} needs pairs, in the folders input/ and target/ there")
     clean = tuple(Picture(path) for path in list_images([folder])[:limit])
     if task == "denoise":
-        sigma = SIGMA if sigma is None else sigma
-        return Samples(clean, partial(_with_noise, sigma), "gaussian noise", sigma, seed)
-    if sigma is not None:
-        raise ImageError(f"sigma is the level of Gaussian noise, and {task} has none; drop --sigma")
-    return Samples(clean, TASKS[task].degrade, f"synthetic {task}", None, seed)
+        return noisy_samples(clean, form or "rgb", SIGMA if sigma is None else sigma, seed)
+    if given:
+        raise ImageError(f"{task} has no {given[0][2:]}, which is of Gaussian noise; drop {given[0]}")
+    return task_samples(clean, task, seed)
 
 
-def _with_noise(sigma: float, clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    return gaussian_noise(clean, sigma, rng)
+def in_training(task: str) -> Degradation:
+    """What a clean picture receives in training for a task, as float32 [H, W, 3]."""
+    return partial(_as_in_training, TASKS[task])
+
+
+def in_form(form: str, sigma: float) -> Degradation:
+    """Gaussian noise in a form of ``echoir.forms.FORMS``; ``sigma`` in 8-bit codes."""
+    return partial(_in_form, form, sigma)
+
+
+def noisy_samples(clean: tuple[Picture, ...], form: str, sigma: float, seed: int = SEED) -> Samples:
+    """Clean pictures with Gaussian noise, in a form of ``echoir.forms.FORMS``; ``sigma`` in 8-bit codes."""
+    return Samples(clean, in_form(form, sigma), "gaussian noise", form, sigma, seed)
+
+
+def task_samples(clean: tuple[Picture, ...], task: str, seed: int = SEED) -> Samples:
+    """Clean pictures with what a task's training crops receive."""
+    return Samples(clean, in_training(task), f"synthetic {task}", seed=seed)
+
+
+def _in_form(
+    form: str, sigma: float, clean: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return FORMS[form](clean, sigma, rng)
+
+
+def _as_in_training(
+    task: Task, clean: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    batch = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None]
+    degraded, truth = task.degrade(batch, Draw((int(rng.integers(2**62)),)))
+    return tuple(np.ascontiguousarray(part[0].permute(1, 2, 0).numpy()) for part in (degraded, truth))  # type: ignore[return-value]
 
 
 def _read(path: Path) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from echoir.degradations import gaussian_noise
+from echoir.forms import clipped
 from echoir.metrics import psnr, to_8bit
 from echoir.samples import SHIPPED
 
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
 
     with Image.open(SHIPPED / "coffee.webp") as picture:
         clean = np.asarray(picture)
-    noisy = gaussian_noise(clean.astype(np.float32) / 255, SIGMA, np.random.default_rng(1))
+    noisy, _ = clipped(clean.astype(np.float32) / 255, SIGMA, np.random.default_rng(1))
     Image.fromarray(to_8bit(noisy)).save(before)
 
     command("echoir", "restore", before, "-m", artifact, "-o", after, "--exists", "overwrite")

@@ -13,7 +13,7 @@ import onnx
 
 from echoir.calibration.calibrate import METHOD, Calibrated, calibrate, choose
 from echoir.calibration.ranges import open_model
-from echoir.calibration.sampler import Tiles, sample
+from echoir.calibration.sampler import Practice, Tiles, sample
 from echoir.calibration.search import Choice
 from echoir.calibration.sensitivity import groups
 from echoir.checkpoint import Checkpoint
@@ -25,11 +25,14 @@ from echoir.runtime.artifact import Calibration, Precision
 from echoir.runtime.errors import GateError
 from echoir.runtime.files import atomic_write
 from echoir.runtime.progress import Progress
+from echoir.samples import in_form, in_training
 
 Remainder = Literal["fp16", "fp32"]
 SIDE = 128  # of calibration tiles: ranges hardly depend on it, and everything takes a quarter of the time of 256
 ROUNDS = 5  # of timing, each graph in turn
 SHOWN = 8  # groups that a line names
+# What a denoiser's layers are judged on: three strengths of the literature's noise, and the commonest file.
+CHECKS = (("rgb", 15), ("rgb", 25), ("rgb", 50), ("jpeg420", 25))
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def prepare(
     alignment = tile_alignment(checkpoint.network)
     side = min(SIDE, *tile) // alignment * alignment
     sources = [(picture.clean, picture.degraded) for picture in list_pictures([folder])]
-    tiles = sample(sources, checkpoint.task, TASKS.get(checkpoint.task), read_rgb, side=side)
+    tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_rgb, side=side)
     model = build_model(checkpoint.network, tile=(side, side), batch=1, io="float")
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json) as progress:
         calibrated = calibrate(model, tiles, threads=threads, on_step=lambda _: progress.advance())
@@ -222,3 +225,11 @@ def verdict(milliseconds: dict[str, float]) -> str:
     slower = [name for name, ratio in ratios.items() if ratio > 1]
     advice = f": INT8 is slower here, use {min(slower, key=lambda name: milliseconds[name])} on a CPU" if slower else ""
     return f"a run in ONNX Runtime on this CPU takes {int8:.0f} ms, {told}{advice}"
+
+
+def practice(task: str) -> Practice | None:
+    """What calibration does to clean pictures; None for a task that needs pairs."""
+    if task not in TASKS:
+        return None
+    checks = {f"{form} sigma {sigma}": in_form(form, sigma) for form, sigma in CHECKS} if task == "denoise" else {}
+    return Practice(in_training(task), TASKS[task].margin, checks)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from echoir.calibration.sampler import CROPS, Tiles, sample
-from echoir.degradations import TASKS, Task, gaussian_noise
+from echoir.calibration.sampler import CROPS, Practice, Tiles, sample
 from echoir.runtime.errors import ImageError
 
 SIDE = 32
@@ -29,7 +28,18 @@ def pictures() -> Pictures:
     return {Path(f"{seed:02}.png"): scene(seed) for seed in range(12)}
 
 
-def draw(pictures: Pictures, task: Task | None = TASKS["denoise"], **options: Any) -> Tiles:
+def noisy(clean: np.ndarray[Any, Any], rng: np.random.Generator, sigma: float | None = None) -> tuple[Any, Any]:
+    sigma = rng.uniform(0, 55) if sigma is None else sigma
+    return clean + (rng.standard_normal(clean.shape) * sigma / 255).astype(np.float32), clean
+
+
+NOISE = Practice(
+    noisy,
+    checks={f"sigma{sigma}": lambda clean, rng, s=sigma: noisy(clean, rng, s) for sigma in (15, 25, 50)},
+)
+
+
+def draw(pictures: Pictures, task: Practice | None = NOISE, **options: Any) -> Tiles:
     options = {"side": SIDE, "calibration": 12, "sensitivity": 6, **options}
     return sample([(path, None) for path in pictures], "denoise", task, pictures.__getitem__, **options)
 
@@ -76,23 +86,33 @@ def test_sensitivity_sees_the_strengths_the_task_is_watched_with(pictures: Pictu
 def test_a_degradation_gets_the_margin_it_draws_on(pictures: Pictures) -> None:
     seen = []
 
-    def spy(clean: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    def spy(clean: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[Any, Any]:
         seen.append(clean.shape)
-        return clean
+        return clean, clean
 
-    tiles = draw(pictures, Task(spy, margin=5))
+    tiles = draw(pictures, Practice(spy, margin=5))
     assert set(seen) == {(SIDE + 10, SIDE + 10, 3)}
     assert all((tile.degraded == tile.truth).all() for tile in tiles.calibration)
 
 
+def test_a_degradation_says_what_is_true(pictures: Pictures) -> None:
+    def gray(clean: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[Any, Any]:
+        truth = np.repeat(clean.mean(2, keepdims=True), 3, 2)
+        return truth + np.float32(0.1), truth
+
+    for tile in draw(pictures, Practice(gray)).calibration:
+        assert np.ptp(tile.truth, axis=1).max() == 0
+        np.testing.assert_allclose(tile.degraded - tile.truth, 0.1, atol=1e-6)
+
+
 def test_pairs_are_taken_as_they_are(pictures: Pictures) -> None:
-    noisy = {
+    inputs = {
         Path("input") / path: np.rint(
-            255 * gaussian_noise(picture.astype(np.float32) / 255, 20, np.random.default_rng(0)).clip(0, 1)
+            255 * noisy(picture.astype(np.float32) / 255, np.random.default_rng(0), 20)[0].clip(0, 1)
         ).astype(np.uint8)
         for path, picture in pictures.items()
     }
-    both = pictures | noisy
+    both = pictures | inputs
     sources = [(path, Path("input") / path) for path in pictures]
     tiles = sample(sources, "any", None, both.__getitem__, side=SIDE, calibration=8, sensitivity=4)
     assert tiles.degradation == "pairs"
