@@ -34,9 +34,7 @@ import click
 @click.option("--compile/--no-compile", "compile_", default=None, help="Use torch.compile.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
-@click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that prepare crops."
-)
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train for so long; the schedule follows.")
 @click.option("-o", "--output", metavar="DIR", help="The run's folder. [default: runs/TASK-PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the folder's last state.")
 @click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
@@ -48,7 +46,6 @@ def train(
     compile_: bool | None,
     device: str,
     threads: int | None,
-    workers: int,
     output: str | None,
     resume: bool,
     log_json: bool,
@@ -84,19 +81,23 @@ def train(
         raise click.UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another -o")
     network = load_checkpoint(start).network if start else None
     world = join(device)
-    trainer = Trainer(task, resolved, list_pictures(folders), folder, world, workers, start=network)
+    trainer = Trainer(task, resolved, list_pictures(folders), folder, world, start=network)
     if resume:
         trainer.resume()
     first = world.rank == 0
-    with Progress("train", resolved.steps, "steps", done=trainer.step, log_json=log_json, quiet=not first) as progress:
+    timed = resolved.minutes is not None
+    total, unit = (round(60 * (resolved.minutes or 0)), "seconds") if timed else (resolved.steps, "steps")
+    done = round(trainer.seconds) if timed else trainer.step
+    with Progress("train", total, unit, done=done, log_json=log_json, quiet=not first) as progress:
 
         def report(step: int, **figures: float) -> None:
             if "loss" in figures:
-                progress.advance(1, **figures)
+                reached = min(round(trainer.seconds), total) if timed else step
+                progress.advance(reached - progress.done, **({"step": step} if timed else {}), **figures)
             else:
                 progress.note(f"step {step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in figures.items()))
 
-        trainer.report = report
+        trainer.report, trainer.note = report, progress.note
         path = trainer.run()
     leave()
     if first:
@@ -104,8 +105,36 @@ def train(
 
 
 @click.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write.")
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of pictures that become JPEG."
+)
+@click.option("--lossy-pairs", is_flag=True, help="Make JPEGs of pairs, too.")
+def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool) -> None:
+    """Training pictures as one file, for a machine that is far from them: train takes it as --data.
+
+    Clean pictures become JPEG with all of their chroma; pairs are kept to the bit.
+    """
+    from echoir.runtime.errors import needs_extra
+
+    with needs_extra("train"):
+        from echoir.pack import pack as write
+    count = write([Path(folder) for folder in folders], Path(output), quality, lossy_pairs)
+    click.echo(f"{output}: {count} pictures, {Path(output).stat().st_size / 1e6:.1f} MB")
+
+
+@click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--data", required=True, metavar="DIR", help="Clean pictures, or a folder with input/ and target/.")
+@click.option(
+    "--form",
+    "forms",
+    multiple=True,
+    metavar="NAME|all",
+    help="The pictures' form: rgb, clipped, gray, jpeg444, jpeg422, jpeg420, yuv420, correlated or clean; may be repeated. "
+    "[default: rgb]",
+)
 @click.option(
     "--sigma", type=float, multiple=True, help="Noise level in 8-bit codes, for clean pictures; may be repeated."
 )
@@ -117,6 +146,7 @@ def train(
 def evaluate(
     model: str,
     data: str,
+    forms: tuple[str, ...],
     sigma: tuple[float, ...],
     seed: int,
     limit: int | None,
@@ -128,7 +158,8 @@ def evaluate(
 
     MODEL is a shipped checkpoint's name, a .safetensors file (run by PyTorch on whole images), or
     an artifact (run as deployed, in tiles). Figures are means over pictures of 8-bit images: on
-    RGB, for deraining on the Y channel.
+    RGB, for deraining on the Y channel. Noise on clean pictures comes in the forms in which
+    pictures come: files of 8 bits, gray, JPEG of quality 95, frames of video.
     """
     from dataclasses import replace
     from functools import partial
@@ -142,12 +173,19 @@ def evaluate(
         from echoir.data import to_float
         from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv
         from echoir.evaluate import evaluate as score
+        from echoir.forms import FORMS
         from echoir.metrics import to_8bit
         from echoir.samples import open_samples
     from echoir.runtime import Restorer
     from echoir.runtime.files import atomic_write
     from echoir.runtime.progress import Progress
 
+    if unknown := set(forms) - {*FORMS, "all"}:
+        raise click.BadParameter(
+            f"no form {unknown.pop()!r}: there are {', '.join(FORMS)} and all", param_hint="--form"
+        )
+    if "all" in forms:
+        forms = tuple(FORMS)
     if threads:
         torch.set_num_threads(threads)
     if model.endswith(".safetensors") or (SHIPPED / f"{model}.safetensors").is_file():
@@ -160,10 +198,15 @@ def evaluate(
         if restorer.manifest.input.dtype == "uint8":  # a camera's model sees what a camera gives: clipped codes
             restore = lambda image: to_float(restorer(to_8bit(image)))  # noqa: E731 - one branch of three
     scores: list[Score] = []
-    click.echo(f"{'':>18} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7}")
-    for level in sigma or (None,):
-        samples = open_samples(Path(data), task, sigma=level, seed=seed, limit=limit)
-        label = samples.kind if samples.sigma is None else f"sigma {samples.sigma:g}"
+    click.echo(f"{'':>20} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7} {'worst PSNR':>11}")
+    asked = [
+        (form, level) for form in (forms or (None,)) for level in ((None,) if form == "clean" else sigma or (None,))
+    ]
+    for form, level in asked:
+        samples = open_samples(Path(data), task, form=form, sigma=level, seed=seed, limit=limit)
+        label = samples.kind if samples.form is None else samples.form
+        if samples.sigma is not None and form != "clean":
+            label += f" sigma {samples.sigma:g}"
         with Progress("evaluate", len(samples), "pictures", log_json=log_json) as progress:
             these = []
             for one in score(restore, samples, task):
@@ -171,8 +214,8 @@ def evaluate(
                 progress.advance(picture=one.picture)
         average = mean(these)
         click.echo(
-            f"{label:>18} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
-            f" {average.input_ssim:>11.4f} {average.ssim:>7.4f}"
+            f"{label:>20} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
+            f" {average.input_ssim:>11.4f} {average.ssim:>7.4f} {min(one.psnr for one in these):>11.2f}"
         )
         scores += [replace(one, picture=f"{label}/{one.picture}") for one in (*these, average)]
     if csv_path:

@@ -1,22 +1,17 @@
-"""Training crops. Every crop is a function of (seed, number), so a resumed run sees the same ones."""
+"""Pictures to train and to measure on: folders of clean ones, and of pairs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
-from echoir.degradations import Pixels, Task
-from echoir.recipe import Recipe
 from echoir.runtime.errors import ImageError
 
 T = TypeVar("T")
@@ -105,120 +100,16 @@ def split(pictures: Sequence[T], holdout: int, seed: int) -> tuple[list[T], list
     return [p for i, p in enumerate(pictures) if i not in held], [p for i, p in enumerate(pictures) if i in held]
 
 
-@dataclass(frozen=True)
-class CropKey:
-    """Which crop: its running number over the whole training, and its side in pixels."""
-
-    number: int
-    patch: int
-
-
-class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Random crops, mirrored and turned, with their degraded version.
-
-    Indexing with a :class:`CropKey` gives ``(degraded, clean)``, both float32 [3, patch, patch],
-    clean in [0, 1]. Decoded pictures stay in memory up to ``cache_bytes``.
-
-    Args:
-        pictures: clean ones are degraded as the task does; pairs are taken as they are. If the task is
-            additive and there are pairs, clean pictures receive a pair's difference instead (a real layer of
-            rain on another photograph).
-        pairs: share of the crops that come from pairs, where there are both kinds.
-    """
-
-    def __init__(
-        self, pictures: Sequence[Picture], task: Task, seed: int, pairs: float = 0.5, cache_bytes: int = 4 << 30
-    ) -> None:
-        self.task, self.seed = task, seed
-        self.clean = [picture for picture in pictures if picture.degraded is None]
-        self.pairs = [picture for picture in pictures if picture.degraded is not None]
-        self.pair_share = (pairs if self.clean else 1.0) if self.pairs else 0.0
-        self._cache: dict[Path, NDArray[np.uint8]] = {}
-        self._room = cache_bytes
-
-    def __len__(self) -> int:
-        return len(self.clean) + len(self.pairs)
-
-    def __getitem__(self, key: CropKey) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, key.number))
-        turns = int(rng.integers(4)) if self.task.turns else 0
-        mirrored = bool(rng.integers(2))
-        if rng.random() < self.pair_share:
-            crops = self._pair(key.patch, rng)
-        else:
-            margin = self.task.margin
-            (window,) = self._windows([self._choose(self.clean, rng).clean], key.patch, margin, rng)
-            inside = (slice(margin, margin + key.patch),) * 2
-            if self.task.additive and self.pairs:
-                degraded, clean = self._pair(key.patch, rng)
-                layer = (degraded - clean)[:, :: rng.choice([1, -1])]
-                crops = (window[inside] + layer).clip(0, 1), window[inside]
-            else:
-                crops = self.task.degrade(window, rng)[inside], window[inside]
-        degraded, clean = (np.rot90(crop, turns)[:, :: -1 if mirrored else 1] for crop in crops)
-        return _tensor(degraded), _tensor(clean)
-
-    def _pair(self, patch: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-        picture = self._choose(self.pairs, rng)
-        assert picture.degraded is not None
-        degraded, clean = self._windows([picture.degraded, picture.clean], patch, 0, rng)
-        return degraded, clean
-
-    def _choose(self, pictures: list[Picture], rng: np.random.Generator) -> Picture:
-        return pictures[int(rng.integers(len(pictures)))]
-
-    def _windows(self, paths: list[Path], patch: int, margin: int, rng: np.random.Generator) -> list[Pixels]:
-        """The same random window of each picture, [patch + 2 margin] squared; what lies outside is reflected."""
-        pictures = [self._read(path) for path in paths]
-        if len({picture.shape for picture in pictures}) > 1:
-            raise ImageError(f"{paths[0]} and {paths[1]} differ in size; a pair must be of one size")
-        places = []
-        for side in pictures[0].shape[:2]:
-            start = int(rng.integers(max(side - patch, 0) + 1))
-            places.append(_reflected(np.arange(start - margin, start + patch + margin), side))
-        return [to_float(picture[np.ix_(*places)]) for picture in pictures]
-
-    def _read(self, path: Path) -> NDArray[np.uint8]:
-        picture = self._cache.get(path)
-        if picture is None:
-            picture = read_rgb(path)
-            if picture.nbytes <= self._room:
-                self._room -= picture.nbytes
-                self._cache[path] = picture
-        return picture
-
-
-class CropSchedule(Sampler[list[CropKey]]):
-    """The batches of a recipe from ``first_step`` on; rank r of w takes every w-th crop."""
-
-    def __init__(self, recipe: Recipe, first_step: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.recipe, self.first_step, self.rank, self.world = recipe, first_step, rank, world
-
-    def __len__(self) -> int:
-        return self.recipe.steps - self.first_step
-
-    def __iter__(self) -> Iterator[list[CropKey]]:
-        number = 0
-        for step in range(self.recipe.steps):
-            stage = self.recipe.stage_at(step)
-            count = stage.batch * self.world
-            if step >= self.first_step:
-                yield [CropKey(number + i, stage.patch) for i in range(self.rank, count, self.world)]
-            number += count
-
-
 def data_folders(given: tuple[str, ...]) -> list[Path]:
-    """Folders named on the command line, else ``ECHOIR_DATA`` (several separated by the path separator)."""
+    """Folders and packed files named on the command line, else in ``ECHOIR_DATA`` (separated by the path separator).
+
+    Raises:
+        ImageError: a file that ``echoir pack`` did not write.
+    """
+    from echoir.pack import unpacked
+
     named = list(given) or [part for part in os.environ.get("ECHOIR_DATA", "").split(os.pathsep) if part]
-    return [Path(part) for part in named]
-
-
-def _reflected(places: NDArray[np.int_], size: int) -> NDArray[np.int_]:
-    """Places on an axis, with those outside [0, size) bounced back in without repeating the border."""
-    period = max(2 * (size - 1), 1)
-    places = places % period
-    return np.minimum(places, period - places)
-
-
-def _tensor(image: NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    folders: list[Path] = []
+    for path in map(Path, named):
+        folders += unpacked(path) if path.is_file() else [path]
+    return folders

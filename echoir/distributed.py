@@ -35,6 +35,14 @@ class World:
             for tensor, part in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+    def agreed(self, value: float) -> float:
+        """A number that the first process knows, given to all."""
+        if self.size == 1:
+            return value
+        message = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(message, 0)
+        return float(message)
+
 
 ALONE = World()
 

@@ -18,6 +18,7 @@ else:
 
 SHIPPED = Path(__file__).parent / "recipes"
 STRATEGIES = ("single-level", "as-blo")
+LOSSES = ("l1", "psnr")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Stage:
     """A stretch of training with one crop size.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; where the run has a time, shares of it.
         patch: side of the square crops, in pixels.
         batch: crops per step.
     """
@@ -73,8 +74,13 @@ class Recipe:
         holdout: pictures kept away from training, to watch progress on; pairs, if there are any.
         pairs: share of the crops that come from pairs, where there are clean pictures too.
         validate_every, checkpoint_every: steps between validations and resumable states.
+        accumulate: batches whose gradients a single-level step averages.
+        loss: of single-level training: ``"l1"``, the mean absolute error; ``"psnr"``, the logarithm of each
+            crop's squared error, which weighs crops of weak noise as much as those of strong noise.
         autocast: run the network in bfloat16 where PyTorch deems it safe.
-        compile: use ``torch.compile``; single-level training only.
+        compile: use ``torch.compile``, once its first step equals an eager one (:mod:`echoir.compiled`).
+        minutes: length of the run. The schedule then follows the clock: ``steps`` are where on the way
+            through the stages a moment lies, and however many steps fit, the last is at the final rate.
         strategy: ``"single-level"``, or ``"as-blo"`` with its own settings in ``bilevel``.
     """
 
@@ -93,8 +99,11 @@ class Recipe:
     pairs: float = 0.5
     validate_every: int = 1000
     checkpoint_every: int = 500
+    accumulate: int = 1
+    loss: str = "l1"
     autocast: bool = False
     compile: bool = False
+    minutes: float | None = None
     strategy: str = "single-level"
     bilevel: BiLevel = BiLevel()
     network: Mapping[str, Any] = field(default_factory=dict)
@@ -102,25 +111,43 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise click.BadParameter(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        if self.loss not in LOSSES:
+            raise click.BadParameter(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        if self.minutes is not None and self.strategy != "single-level":
+            raise click.BadParameter("minutes is for single-level training: as-blo's sequences fall by the step")
 
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
 
-    def stage_at(self, step: int) -> Stage:
-        """The stage that 0-based ``step`` belongs to."""
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
-        return self.stages[-1]
+    def position(self, step: int, seconds: float) -> float:
+        """Where in the schedule a run is, in steps: by the number of steps, or by the clock if it has a time."""
+        return float(step) if self.minutes is None else self.steps * seconds / (60 * self.minutes)
 
-    def learning_rate_at(self, step: int) -> float:
+    def stage_at(self, position: float) -> Stage:
+        """The stage that a position belongs to."""
+        end = 0
+        for stage in self.stages:
+            end += stage.steps
+            if position < end:
+                break
+        return stage
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """The first step of the 0-based ``step``'s stage, and the one after its last."""
+        first = 0
+        for stage in self.stages[:-1]:
+            if step < first + stage.steps:
+                return first, first + stage.steps
+            first += stage.steps
+        return first, self.steps
+
+    def learning_rate_at(self, position: float) -> float:
         """Linear warm-up, a plateau, then a cosine to the final rate."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
+        if position < self.warmup:
+            return self.learning_rate * (position + 1) / self.warmup
         start = max(self.hold, self.warmup)
-        progress = min(max(step - start, 0) / max(self.steps - start, 1), 1.0)
+        progress = min(max(position - start, 0) / max(self.steps - start, 1), 1.0)
         span = self.learning_rate - self.final_learning_rate
         return self.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -7,7 +7,7 @@ and ``tensors`` are what a resumable state must hold besides the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
@@ -18,18 +18,19 @@ from torch.func import functional_call
 from torch.optim import AdamW, Optimizer
 
 from echoir.asblo import ASBLO, Decay
+from echoir.compiled import Choice, Loss, Mode, choose
+from echoir.crops import Batch
 from echoir.distributed import World
 from echoir.network import EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import EchoIRError
 
-Batch = tuple[Tensor, Tensor]
-"""(degraded, clean), both float32 [N, 3, P, P]."""
 UPSAMPLERS = ("up1.", "up2.", "up3.")
+SMALLEST_ERROR = 1e-5  # of a crop's mean square: 50 dB
 
 
 class DivergedError(EchoIRError):
-    """A loss is NaN or infinite; the network was not updated."""
+    """A loss is NaN or infinite."""
 
 
 class Strategy(Protocol):
@@ -37,13 +38,19 @@ class Strategy(Protocol):
 
     optimizers: dict[str, Optimizer]
     sets: int
-    """Batches a step takes, each from images of its own."""
+    """Sets of images that a step draws on."""
+    parts: int
+    """Batches that it takes from each."""
+    notes: list[str]
+    """What a reader of the log should know."""
 
-    def step(self, batches: Sequence[Batch], rate: float) -> dict[str, float]:
+    def step(self, batches: Sequence[Batch], rate: float) -> Mapping[str, float | Tensor]:
         """One step at a learning rate; returns figures to log, ``loss`` first.
 
+        A figure may be a tensor of one element that is still being computed.
+
         Raises:
-            DivergedError: a loss is not finite.
+            DivergedError: a loss is not finite; the network was not updated.
         """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -54,32 +61,52 @@ class Strategy(Protocol):
 
 
 class SingleLevel:
-    """Mean absolute error, AdamW."""
+    """Plain descent on all parameters: the ablation's other arm, and the usual way to warm up.
 
-    sets = 1
+    A step averages the gradients of the recipe's ``accumulate`` batches. On CUDA its loss is not waited for.
+    """
 
     def __init__(self, network: EchoIR, recipe: Recipe, world: World) -> None:
         self.network, self.recipe, self.world = network, recipe, world
-        adamw = AdamW(network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay)
+        self.sets, self.parts = 1, recipe.accumulate
+        fused = world.device.startswith("cuda")
+        adamw = AdamW(
+            network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay, fused=fused
+        )
         self.optimizers: dict[str, Optimizer] = {"network": adamw}
-        # A graph for each stage's crop size: one for all sizes fails in Inductor (2.13, CPU), and would be slower.
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if recipe.compile else network
+        self.loss = LOSSES[recipe.loss]
+        self._chosen: dict[torch.Size, Choice] = {}
 
-    def step(self, batches: Sequence[Batch], rate: float) -> dict[str, float]:
-        ((degraded, clean),) = batches
-        with _autocast(degraded, self.recipe):
-            restored = self.forward(degraded)
-        loss = (restored.float() - clean).abs().mean()
+    def step(self, batches: Sequence[Batch], rate: float) -> Mapping[str, float | Tensor]:
         optimizer = self.optimizers["network"]
         _set_rate(optimizer, rate)
+        choices = [self._choice(batch) for batch in batches]  # before the gradients: a first comparison uses them
         optimizer.zero_grad()
-        loss.backward()
-        loss = loss.detach()
-        self.world.average([loss, *(p.grad for p in self.network.parameters() if p.grad is not None)])
-        value = _finite(loss)
+        total = torch.zeros((), device=batches[0][0].device)
+        for (degraded, clean), choice in zip(batches, choices, strict=True):
+            with torch.autocast(degraded.device.type, torch.bfloat16, enabled=choice.mode.bfloat16):
+                restored = choice.forward(degraded)
+            loss = self.loss(restored.float(), clean) / len(batches)
+            loss.backward()
+            total += loss.detach()
+        self.world.average([total, *(p.grad for p in self.network.parameters() if p.grad is not None)])
+        if not total.is_cuda:
+            _finite(total)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         optimizer.step()
-        return {"loss": value}
+        return {"loss": total}
+
+    def _choice(self, batch: Batch) -> Choice:
+        """How crops of this size are run: decided, and said, once."""
+        size = batch[0].shape
+        if size not in self._chosen:
+            wanted = Mode(self.recipe.compile, self.recipe.autocast)
+            self._chosen[size] = choose(self.network, batch, self.loss, wanted)
+        return self._chosen[size]
+
+    @property
+    def notes(self) -> list[str]:
+        return [choice.note for choice in self._chosen.values() if choice.note]
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -96,7 +123,8 @@ class ASBLOStrategy:
     forward pass more. Gradients are not clipped: the barrier's must keep their size.
     """
 
-    sets = 2
+    sets, parts = 2, 1
+    notes: list[str] = []  # noqa: RUF012 - never changed
 
     def __init__(self, network: EchoIR, recipe: Recipe, world: World) -> None:
         self.network, self.recipe = network, recipe
@@ -193,6 +221,18 @@ def _autocast(tensor: Tensor, recipe: Recipe) -> AbstractContextManager[None]:
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def _mean_error(restored: Tensor, clean: Tensor) -> Tensor:
+    return (restored - clean).abs().mean()
+
+
+def _mean_log_error(restored: Tensor, clean: Tensor) -> Tensor:
+    """Half the mean natural logarithm of each crop's squared error; one decibel is 0.115. Below 50 dB it levels off."""
+    return (restored - clean).square().mean((1, 2, 3)).add(SMALLEST_ERROR).log().mean() / 2
+
+
+LOSSES: dict[str, Loss] = {"l1": _mean_error, "psnr": _mean_log_error}
 
 
 def _finite(loss: Tensor) -> float:

@@ -7,8 +7,10 @@ A run lives in one folder: ``state.safetensors`` (everything needed to go on), `
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from echoir.checkpoint import save_checkpoint
-from echoir.data import Crops, CropSchedule, Picture, split
+from echoir.crops import CHUNK, Batch, Crops
+from echoir.data import Picture, split
 from echoir.degradations import TASKS
 from echoir.distributed import ALONE, World
 from echoir.journal import Journal
@@ -30,11 +32,16 @@ from echoir.network import PRESETS, EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.files import atomic_write
-from echoir.samples import Sample, Samples
-from echoir.strategy import Batch, DivergedError, make_strategy
+from echoir.samples import Sample, Samples, noisy_samples, task_samples
+from echoir.strategy import DivergedError, make_strategy
 
 VALIDATION_SIDE = 256
+# Measured (benchmarks/training.py): vector units like channels last.
+LAYOUTS = (torch.channels_last, torch.contiguous_format)  # on a CPU, on CUDA
+WATCHED = (("rgb", 15.0), ("rgb", 25.0), ("rgb", 50.0), ("gray", 25.0), ("jpeg420", 25.0), ("clean", 0.0))
 SHOWN_PICTURES = 4
+SAVE_SECONDS = 60  # between states of a run by the clock
+LOG_EVERY = 20  # steps on CUDA, which need not be waited for; elsewhere every step is logged
 
 
 class Trainer:
@@ -48,9 +55,9 @@ class Trainer:
         folder: where the run lives; created if missing.
         world: this process's device, and the processes it shares the work with. A batch of the recipe is
             one process's, so n processes take n batches a step.
-        workers: processes that prepare crops; 0 prepares them in this one.
-        report: called after every step with the step's number, learning rate and the strategy's
-            figures (``loss`` among them), and after every validation with its figures.
+        report: called after steps with the step's number, learning rate and the strategy's figures
+            (``loss`` among them), and after every validation with its figures.
+        note: called with a line that a reader of the log should see.
         start: a network to start from, of the recipe's preset; None draws weights from the seed.
 
     Raises:
@@ -67,12 +74,12 @@ class Trainer:
         pictures: Sequence[Picture],
         folder: Path,
         world: World = ALONE,
-        workers: int = 0,
         report: Callable[..., None] = lambda **_: None,
+        note: Callable[[str], None] = lambda _: None,
         start: EchoIR | None = None,
     ) -> None:
-        self.task, self.recipe, self.folder, self.world, self.workers = task, recipe, folder, world, workers
-        self.report = report
+        self.task, self.recipe, self.folder, self.world = task, recipe, folder, world
+        self.report, self.note = report, note
         pairs, clean = _by_kind(pictures)
         kept, self.held_out = split(pairs or clean, recipe.holdout, recipe.seed)
         self.training = [*kept, *clean] if pairs else kept
@@ -91,10 +98,12 @@ class Trainer:
             if start.config != self.network.config:
                 raise ArtifactError("start", start.config, self.network.config, "the recipe trains another network")
             self.network.load_state_dict(start.state_dict())
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        self.layout = LAYOUTS[torch.device(device).type == "cuda"]
+        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
         self.strategy = make_strategy(self.network, recipe, world)
         self.step, self.seconds = 0, 0.0
+        self.crops = 0  # trained on since the process began
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -102,51 +111,92 @@ class Trainer:
         return self.folder / "state.safetensors"
 
     def run(self) -> Path:
-        """Train to the recipe's last step and write the averaged weights; returns their path."""
-        # Every process computes the same; the first one keeps the books.
-        if self.world.rank:
+        """Train to the end of the schedule and write the averaged weights; returns their path."""
+        begun = time.monotonic()
+        started = begun - self.seconds
+        saved = self.seconds
+        every = LOG_EVERY if self.world.device.startswith("cuda") else 1
+        with ExitStack() as stack:
+            # Every process computes the same; the first one keeps the books.
+            journal = stack.enter_context(Journal(self.folder, self.step)) if self.world.rank == 0 else None
             for batches in self.batches():
-                self._train(batches)
-            return self.checkpoint_path
-        started = time.monotonic() - self.seconds
-        with Journal(self.folder, self.step) as journal:
-            for batches in self.batches():
-                rate, figures = self._train(batches)
-                self.seconds = time.monotonic() - started
-                journal.trained(self.step, self.seconds, rate, figures)
-                self.report(step=self.step, learning_rate=rate, **figures)
-                last = self.step == self.recipe.steps
-                if self.step % self.recipe.checkpoint_every == 0 or last:
+                position = self.recipe.position(self.step, self.seconds)
+                rate = self.recipe.learning_rate_at(position)
+                figures = self._train(batches, rate)
+                elapsed = self.world.agreed(time.monotonic() - started)
+                last = self.recipe.position(self.step, elapsed) >= self.recipe.steps
+                self.seconds = elapsed
+                if self.step % every == 0 or last:
+                    known = self._known(figures)
+                if journal is None:
+                    continue
+                if self.step % every == 0 or last:
+                    journal.trained(self.step, self.seconds, rate, known)
+                    self.report(step=self.step, learning_rate=rate, **known)
+                due = self.recipe.minutes is not None and self.seconds - saved > SAVE_SECONDS
+                if self.step % self.recipe.checkpoint_every == 0 or last or due:
+                    self._known(figures)
                     journal.flush()
                     self.save_state()
+                    saved = self.seconds
                 if self.step % self.recipe.validate_every == 0 or last:
                     measured, shown = self.validate()
                     journal.validated(self.step, measured, shown)
                     self.report(step=self.step, **measured)
+        if journal is None:
+            return self.checkpoint_path
+        if self.crops:
+            rate = self.crops / (time.monotonic() - begun)
+            self.note(f"{self.crops} crops, {rate:.0f} a second with all else{_busy(self.world.device)}")
         return self.export()
 
-    def _train(self, batches: list[Batch]) -> tuple[float, dict[str, float]]:
-        """One step: its learning rate and figures."""
-        rate = self.recipe.learning_rate_at(self.step)
+    def _train(self, batches: list[Batch], rate: float) -> Mapping[str, float | Tensor]:
+        """One step: its figures."""
+        notes = len(self.strategy.notes)
         try:
             figures = self.strategy.step(batches, rate)
         except DivergedError as error:
-            good = f"the last good state is {self.state_path}" if self.state_path.exists() else "none was saved"
-            raise DivergedError(f"{error} at step {self.step + 1}; {good}") from None
+            raise self._diverged(str(error), self.step + 1) from None
+        for note in self.strategy.notes[notes:]:
+            self.note(note)
         self.average.update_parameters(self.network)
         self.step += 1
-        return rate, figures
+        self.crops += self.world.size * sum(len(clean) for _, clean in batches)
+        return figures
+
+    def _known(self, figures: Mapping[str, float | Tensor]) -> dict[str, float]:
+        """Figures as numbers: waits for the device."""
+        known = {name: float(value) for name, value in figures.items()}
+        if not math.isfinite(known["loss"]):
+            raise self._diverged(f"the loss is {known['loss']}", self.step)
+        return known
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        good = f"the last good state is {self.state_path}" if self.state_path.exists() else "none was saved"
+        return DivergedError(f"{what} at step {step}; {good}")
 
     def batches(self) -> Iterator[list[Batch]]:
-        """From this step on: a batch per set of images that the strategy asks for."""
+        """From this step to the end of the schedule: the batches that the strategy asks for."""
         sets = [self.training] if self.strategy.sets == 1 else self.levels()
-        loaders = []
-        for number, pictures in enumerate(sets):
-            crops = Crops(pictures, TASKS[self.task], self.recipe.seed + number, self.recipe.pairs)
-            schedule = CropSchedule(self.recipe, self.step, self.world.rank, self.world.size)
-            loaders.append(DataLoader(crops, batch_sampler=schedule, num_workers=self.workers))
-        for loaded in zip(*loaders, strict=True):
-            yield [self._move(batch) for batch in loaded]
+        device, task = torch.device(self.world.device), TASKS[self.task]
+        crops = [
+            Crops(pictures, task, (self.recipe.seed, number), device, self.folder, self.recipe.pairs)
+            for number, pictures in enumerate(sets)
+        ]
+        parts = self.strategy.parts
+        streams = range(parts * self.world.rank, parts * (self.world.rank + 1))
+        while (position := self.recipe.position(self.step, self.seconds)) < self.recipe.steps:
+            stage = self.recipe.stage_at(position)
+            size = max(CHUNK // stage.batch, 1)
+            first, stop = self.step, self.step + size
+            if self.recipe.minutes is None:  # where a chunk begins does not depend on where a run was resumed
+                begin, end = self.recipe.bounds(self.step)
+                first = self.step - (self.step - begin) % size
+                stop = min(first + size, end)
+            chunks = [c.batches(stage, first, stop, stream) for c in crops for stream in streams]
+            for step, loaded in enumerate(zip(*chunks, strict=True), first):
+                if step >= self.step and self.recipe.position(self.step, self.seconds) < self.recipe.steps:
+                    yield [tuple(part.contiguous(memory_format=self.layout) for part in batch) for batch in loaded]
 
     def levels(self) -> list[list[Picture]]:
         """D_tr and D_val of bi-level training: disjoint, each with its share of the pairs and of the clean pictures."""
@@ -158,23 +208,19 @@ class Trainer:
             upper += taken
         return [lower, upper]
 
-    def _move(self, batch: list[Tensor]) -> Batch:
-        degraded, clean = (t.to(self.world.device, memory_format=torch.channels_last) for t in batch)
-        return degraded, clean
-
     def validate(self) -> tuple[dict[str, float], list[NDArray[np.uint8]]]:
         """The averaged network on the middles of the held-out pictures, degraded in the same way every time.
 
         Returns:
             PSNR in dB by check, and a few pictures of the last one: degraded, restored, clean side by side.
         """
-        task = TASKS[self.task]
-        checks: dict[str, Samples] = {}
-        if self.held_out and self.held_out[0].degraded is not None:
-            checks["pairs"] = Samples(tuple(self.held_out), None, "pairs")
+        held = tuple(self.held_out)
+        if held and held[0].degraded is not None:
+            checks = {"pairs": Samples(held, None, "pairs")}
+        elif self.task == "denoise":
+            checks = {f"{form}{sigma:g}": noisy_samples(held, form, sigma) for form, sigma in WATCHED}
         else:
-            for name, degrade in (task.checks or {self.task: task.degrade}).items():
-                checks[name] = Samples(tuple(self.held_out), degrade, name)
+            checks = {self.task: task_samples(held, self.task)}
         figures, shown = {}, []
         for name, samples in checks.items():
             triples = [self._restored(sample) for sample in samples]
@@ -267,3 +313,13 @@ def _by_kind(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]
     """(pairs, clean ones)"""
     pairs = [picture for picture in pictures if picture.degraded is not None]
     return pairs, [picture for picture in pictures if picture.degraded is None]
+
+
+def _busy(device: str) -> str:
+    """How much of the last moment the GPU was at work, for a note; empty where that cannot be told."""
+    if not device.startswith("cuda"):
+        return ""
+    try:
+        return f"; GPU {torch.cuda.utilization(device)} % busy"
+    except (ImportError, RuntimeError):  # NVIDIA's management library is not installed, or refuses
+        return ""

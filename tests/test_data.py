@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from echoir.data import CropKey, Crops, Picture, _reflected, list_images, list_pictures, split
+from echoir.crops import LAYERED, Crops, _reflected
+from echoir.data import Picture, list_images, list_pictures, split
 from echoir.degradations import TASKS, Task
+from echoir.recipe import Stage
 from echoir.runtime.errors import ImageError
 
-UNTOUCHED = Task(lambda clean, rng: clean)
+UNTOUCHED = Task(lambda clean, draw: (clean, clean))
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -42,61 +44,101 @@ def pairs(tmp_path: Path) -> list[Picture]:
     return list_pictures([tmp_path / "pairs"])
 
 
-def test_a_crop_depends_on_its_number_alone(clean: list[Picture]) -> None:
-    first, again = (Crops(clean, TASKS["denoise"], seed=3) for _ in range(2))
-    again[CropKey(0, 16)]
-    for a, b in zip(first[CropKey(7, 16)], again[CropKey(7, 16)], strict=True):
+def crops(pictures: list[Picture], task: Task, folder: Path, seed: int = 0, **options: float) -> Crops:
+    return Crops(pictures, task, (seed,), torch.device("cpu"), folder, **options)
+
+
+def test_crops_depend_on_seed_and_number_alone(clean: list[Picture], tmp_path: Path) -> None:
+    first, again = (crops(clean, TASKS["denoise"], tmp_path, seed=3) for _ in range(2))
+    again.make(5, 16, (0,))
+    for a, b in zip(first.make(5, 16, (7,)), again.make(5, 16, (7,)), strict=True):
         assert torch.equal(a, b)
-    assert not torch.equal(first[CropKey(7, 16)][1], first[CropKey(8, 16)][1])
+    assert not torch.equal(first.make(5, 16, (7,))[1], first.make(5, 16, (8,))[1])
+
+
+def test_batches_of_two_streams_differ(clean: list[Picture], tmp_path: Path) -> None:
+    made = crops(clean, UNTOUCHED, tmp_path)
+    one, other = (list(made.batches(Stage(9, 16, 2), 3, 6, stream)) for stream in range(2))
+    assert len(one) == len(other) == 3
+    assert all(degraded.shape == (2, 3, 16, 16) for degraded, _ in one)
+    assert not torch.equal(one[0][1], other[0][1])
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_picture_smaller_than_the_crop_is_reflected(clean: list[Picture], task: str) -> None:
-    degraded, crop = Crops(clean, TASKS[task], seed=0)[CropKey(0, 64)]
-    assert degraded.shape == crop.shape == (3, 64, 64)
+def test_a_picture_smaller_than_the_crop_is_reflected(clean: list[Picture], tmp_path: Path, task: str) -> None:
+    degraded, crop = crops(clean, TASKS[task], tmp_path).make(3, 64, (0,))
+    assert degraded.shape == crop.shape == (3, 3, 64, 64)
     assert degraded.dtype == crop.dtype == torch.float32
 
 
 @given(size=st.integers(1, 9), before=st.integers(0, 20), after=st.integers(0, 20))
 def test_places_outside_are_reflected_as_numpy_pads(size: int, before: int, after: int) -> None:
     expected = np.pad(np.arange(size), (before, after), mode="reflect")
-    np.testing.assert_array_equal(_reflected(np.arange(-before, size + after), size), expected)
+    places = _reflected(torch.arange(-before, size + after), torch.tensor(size))
+    np.testing.assert_array_equal(places, expected)
 
 
-def test_both_pictures_of_a_pair_are_cut_turned_and_mirrored_alike(pairs: list[Picture]) -> None:
-    crops = Crops(pairs, UNTOUCHED, seed=0)
-    for number in range(12):
-        degraded, target = crops[CropKey(number, 16)]
-        assert torch.allclose(degraded - target, torch.tensor(20 / 255), atol=1e-6)
+def test_every_crop_is_a_window_of_a_picture_turned_or_mirrored(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    save(tmp_path / "one.png", pixels)
+    windows = {
+        np.rot90(window, turns)[:, ::mirror].tobytes()
+        for y in range(5)
+        for x in range(7)
+        for window in (pixels[y : y + 5, x : x + 5],)
+        for turns in range(4)
+        for mirror in (1, -1)
+    }
+    made = crops(list_pictures([tmp_path]), UNTOUCHED, tmp_path).make(64, 5, (0,))[1]
+    found = {np.rint(255 * crop.permute(1, 2, 0).numpy()).astype(np.uint8).tobytes() for crop in made}
+    assert found <= windows
+    assert len(found) > 30
 
 
-def test_an_additive_task_puts_a_pairs_difference_on_clean_pictures(clean: list[Picture], pairs: list[Picture]) -> None:
-    crops = Crops([*clean, *pairs], Task(lambda clean, rng: clean, additive=True), seed=0, pairs=0.0)
-    for number in range(4):
-        degraded, target = crops[CropKey(number, 16)]
-        assert torch.allclose(degraded, (target + 20 / 255).clamp(max=1), atol=1e-6)
+def test_both_pictures_of_a_pair_are_cut_turned_and_mirrored_alike(pairs: list[Picture], tmp_path: Path) -> None:
+    degraded, target = crops(pairs, UNTOUCHED, tmp_path).make(24, 16, (0,))
+    torch.testing.assert_close(degraded - target, torch.full_like(target, 20 / 255), atol=1e-6, rtol=0)
+
+
+def test_a_task_with_layers_puts_a_pairs_difference_on_clean_pictures(
+    clean: list[Picture], pairs: list[Picture], tmp_path: Path
+) -> None:
+    task = Task(lambda clean, draw: (clean, clean), layered=lambda clean, layer, draw: (clean + layer, clean))
+    degraded, target = crops([*clean, *pairs], task, tmp_path, pairs=0.0).make(64, 16, (0,))
+    layers = (degraded - target).flatten(1).mean(1)
+    assert set(np.rint(255 * layers.numpy())) == {0, 20}
+    assert float((layers > 0.01).float().mean()) == pytest.approx(LAYERED, abs=0.15)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_pairs_make_up_their_share(clean: list[Picture], pairs: list[Picture], share: float) -> None:
-    crops = Crops([*clean, *pairs], UNTOUCHED, seed=0, pairs=share)
-    from_pairs = sum(not torch.equal(*crops[CropKey(number, 8)]) for number in range(200))
-    assert from_pairs / 200 == pytest.approx(share, abs=0.08)
+def test_pairs_make_up_their_share(clean: list[Picture], pairs: list[Picture], tmp_path: Path, share: float) -> None:
+    degraded, target = crops([*clean, *pairs], UNTOUCHED, tmp_path, pairs=share).make(200, 8, (0,))
+    from_pairs = (degraded != target).flatten(1).any(1).float().mean()
+    assert float(from_pairs) == pytest.approx(share, abs=0.08)
 
 
 def test_rain_is_never_turned(tmp_path: Path) -> None:
     down = np.broadcast_to(np.arange(32)[:, None, None] * 8, (32, 32, 3))
     save(tmp_path / "one.png", down)
-    crops = Crops(list_pictures([tmp_path]), TASKS["derain"], seed=0)
-    for number in range(8):
-        assert (crops[CropKey(number, 16)][1].diff(dim=1) > 0).all()
+    made = crops(list_pictures([tmp_path]), TASKS["derain"], tmp_path).make(16, 16, (0,))[1]
+    assert (made.diff(dim=2) > 0).all()
+
+
+def test_pictures_that_do_not_fit_in_memory_are_mapped_from_a_file(
+    clean: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = crops(clean, TASKS["denoise"], tmp_path).make(4, 16, (0,))
+    monkeypatch.setattr("echoir.crops._free", lambda device: 0)
+    mapped = crops(clean, TASKS["denoise"], tmp_path).make(4, 16, (0,))
+    assert (tmp_path / "pictures.raw").stat().st_size == 4 * 40 * 40 * 3
+    assert torch.equal(fits[0], mapped[0])
 
 
 def test_a_pair_of_two_sizes_is_named(tmp_path: Path) -> None:
     save(tmp_path / "input" / "a.png", np.zeros((8, 8, 3)))
     save(tmp_path / "target" / "a.png", np.zeros((8, 9, 3)))
     with pytest.raises(ImageError, match=r"a\.png and .*a\.png differ in size"):
-        Crops(list_pictures([tmp_path]), UNTOUCHED, 0)[CropKey(0, 8)]
+        crops(list_pictures([tmp_path]), UNTOUCHED, tmp_path)
 
 
 def test_an_input_without_its_target_is_named(tmp_path: Path) -> None:
@@ -112,8 +154,8 @@ def test_folders_without_pictures_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no picture"):
         list_images([tmp_path])
     (tmp_path / "text.png").write_text("no picture at all")
-    with pytest.raises(ImageError, match=r"text\.png: cannot be read as a picture"):
-        Crops(list_pictures([tmp_path]), UNTOUCHED, 0)[CropKey(0, 8)]
+    with pytest.raises(ImageError, match=r"text\.png"):
+        crops(list_pictures([tmp_path]), UNTOUCHED, tmp_path)
 
 
 def test_split_is_disjoint_and_fixed_by_the_seed() -> None:

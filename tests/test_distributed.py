@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,12 @@ import torch
 from PIL import Image
 
 from echoir.checkpoint import load_checkpoint
+from echoir.crops import Batch
+from echoir.data import list_pictures
+from echoir.distributed import ALONE, World
 from echoir.journal import read_csv
+from echoir.recipe import Recipe
+from echoir.train import Trainer
 
 RECIPE = """
 preset = "tiny"
@@ -26,7 +32,7 @@ checkpoint_every = 1000
 [[stages]]
 steps = {steps}
 patch = 16
-batch = {batch}
+batch = 2
 """
 STEPS = 3
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -41,26 +47,37 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path: Path, strate
     for index in range(5):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(pictures / f"{index}.png")
 
-    def train(name: str, batch: int, launcher: list[str]) -> Path:
-        recipe = tmp_path / f"{name}.toml"
-        recipe.write_text(RECIPE.format(strategy=strategy, steps=STEPS, batch=batch))
-        arguments = ["train", "--task", "denoise", "--data", pictures, "--recipe", recipe, "-o", tmp_path / name]
-        command = [sys.executable, *launcher, "-m", "echoir", *map(str, arguments), "--threads", "1"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines() == [str(tmp_path / name / "denoise.safetensors")]
-        return tmp_path / name
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.format(strategy=strategy, steps=STEPS))
+    arguments = ["train", "--task", "denoise", "--data", pictures, "--recipe", recipe, "-o", tmp_path / "two"]
+    command = [sys.executable, *TORCHRUN, "-m", "echoir", *map(str, arguments), "--threads", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "two" / "denoise.safetensors")]
 
-    one, two = train("one", 4, []), train("two", 2, TORCHRUN)
-    a, b = (load_checkpoint(folder / "denoise.safetensors").network for folder in (one, two))
+    def trainer(name: str, world: World) -> Trainer:
+        return Trainer("denoise", Recipe.load(recipe), list_pictures([pictures]), tmp_path / name, world)
+
+    one, ranks = trainer("one", ALONE), [trainer(f"rank{rank}", World(rank, 2)) for rank in range(2)]
+
+    def together() -> Iterator[list[Batch]]:
+        for batches in zip(*(rank.batches() for rank in ranks), strict=True):
+            yield [tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)) for parts in zip(*batches, strict=True)]
+            for rank in ranks:
+                rank.step += 1
+
+    one.batches = together  # type: ignore[method-assign]
+    one.run()
+    folders = [tmp_path / "one", tmp_path / "two"]
+    a, b = (load_checkpoint(folder / "denoise.safetensors").network for folder in folders)
     untrained = 0.0
     torch.manual_seed(0)
     for before, x, y in zip(type(a)(a.config).parameters(), a.parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=2e-5)
         untrained = max(untrained, float((before - x).detach().abs().max()))
     assert untrained > 1e-4  # the networks did move
-    rows = [read_csv(folder / "log.csv") for folder in (one, two)]
+    rows = [read_csv(folder / "log.csv") for folder in folders]
     assert len(rows[0]) == len(rows[1]) == STEPS
     for x, y in zip(*rows, strict=True):
         assert float(x["loss"]) == pytest.approx(float(y["loss"]), rel=1e-4)
-    assert len(list(two.glob("events.out.tfevents.*"))) == 1  # the first process alone keeps the books
+    assert len(list((tmp_path / "two").glob("events.out.tfevents.*"))) == 1  # the first process alone keeps the books

@@ -22,6 +22,17 @@ def test_stages_follow_each_other() -> None:
     recipe = Recipe("tiny", (Stage(2, 64, 8), Stage(1, 128, 2)))
     assert recipe.steps == 3
     assert [recipe.stage_at(step).patch for step in range(3)] == [64, 64, 128]
+    assert [recipe.bounds(step) for step in range(3)] == [(0, 2), (0, 2), (2, 3)]
+
+
+def test_a_run_by_the_clock_goes_through_the_same_schedule() -> None:
+    recipe = Recipe("tiny", (Stage(100, 64, 8), Stage(100, 128, 2)), minutes=2.0)
+    assert recipe.position(7, 60) == 100
+    assert recipe.stage_at(recipe.position(7, 30)).patch == 64
+    assert recipe.stage_at(recipe.position(7, 90)).patch == 128
+    assert recipe.position(10**6, 120) == recipe.steps
+    with pytest.raises(click.BadParameter, match="minutes is for single-level"):
+        Recipe("tiny", (Stage(1, 64, 8),), minutes=1.0, strategy="as-blo")
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)

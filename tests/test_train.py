@@ -17,7 +17,7 @@ from PIL import Image
 from running import echoir
 
 from echoir.checkpoint import load_checkpoint
-from echoir.data import CropSchedule, Picture, list_pictures
+from echoir.data import Picture, list_pictures
 from echoir.journal import read_csv
 from echoir.network import EchoIR
 from echoir.recipe import Recipe, Stage
@@ -171,11 +171,30 @@ def test_the_exported_checkpoint_is_the_averaged_network(tmp_path: Path, images:
         assert torch.equal(a, b)
 
 
-def test_ranks_share_the_crops_of_the_double_batch() -> None:
-    double = replace(RECIPE, stages=(Stage(3, 16, 4), Stage(3, 24, 2)))
-    ranks = [list(CropSchedule(RECIPE, 1, rank, 2)) for rank in range(2)]
-    for whole, *parts in zip(CropSchedule(double, 1), *ranks, strict=True):
-        assert sorted((key for part in parts for key in part), key=lambda key: key.number) == whole
+def test_a_run_by_the_clock_ends_in_time_at_the_final_rate(tmp_path: Path, images: list[Picture]) -> None:
+    recipe = replace(RECIPE, minutes=0.05, stages=(Stage(10**6, 16, 1), Stage(10**6, 24, 1)), final_learning_rate=1e-7)
+    seen: list[dict[str, float]] = []
+    trainer = Trainer("denoise", recipe, images, tmp_path / "run", report=lambda **figures: seen.append(figures))
+    trainer.run()
+    rates = [figures["learning_rate"] for figures in seen if "loss" in figures]
+    assert 3 <= trainer.seconds < 20
+    assert trainer.step < 10**6
+    assert rates[0] < recipe.learning_rate
+    assert rates[-1] < 0.2 * recipe.learning_rate
+    assert load_checkpoint(trainer.checkpoint_path).metadata["recipe"]["minutes"] == 0.05
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path, images: list[Picture]) -> None:
+    """Two batches whose gradients are averaged move the network as their concatenation does."""
+    one = Stage(2, 16, 4)
+    parts = Trainer("denoise", replace(RECIPE, stages=(replace(one, batch=2),), accumulate=2), images, tmp_path / "two")
+    whole = Trainer("denoise", replace(RECIPE, stages=(one,)), images, tmp_path / "one")
+    for batches in parts.batches():
+        together = tuple(torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        losses = [float(t._train(b, 1e-4)["loss"]) for t, b in ((parts, batches), (whole, [together]))]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for a, b in zip(parts.network.parameters(), whole.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
