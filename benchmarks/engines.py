@@ -19,7 +19,7 @@ from echoir.export.echo_function import echo_function, node_attributes
 from echoir.export.engine import build_engine
 from echoir.export.onnx_export import OPSET, export_onnx
 from echoir.export.tap_function import tap_function
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from echoir.export.onnx_export import IO, OPSET, Precision, build_model, export_
 from echoir.export.precision import CHOICES, to_fp16
 from echoir.export.reference import PyTorchSession
 from echoir.metrics import psnr
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 

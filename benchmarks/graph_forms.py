@@ -29,7 +29,7 @@ from subjects import crops, network
 from echoir.export import deployed as forms
 from echoir.export.echo_function import ATTRIBUTES, echo_function, node_attributes
 from echoir.export.onnx_export import OPSET, build_model
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 
 def session(model: onnx.ModelProto, profile: str = "") -> ort.InferenceSession:

@@ -19,7 +19,7 @@ from torch.optim import AdamW, Optimizer
 
 from echoir.asblo import ASBLO, Decay
 from echoir.distributed import World
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import EchoIRError
 

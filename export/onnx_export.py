@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from echoir.export.deployed import deployed
 from echoir.export.echo_function import DOMAIN, NAME, echo_function, node_attributes
-from echoir.network import ALIGNMENT, EchoIR
+from echoir.networks.echoir import ALIGNMENT, EchoIR
+from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime.errors import BackendError
 from echoir.runtime.files import atomic_write
-from echoir.upsampler import EchoUpsampler
 
 IO = Literal["float", "uint8"]
 Precision = Literal["fp32", "fp16"]

@@ -30,7 +30,7 @@ from echoir.export.figures import (
 )
 from echoir.export.reference import PyTorchSession
 from echoir.metrics import to_8bit
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.runtime.artifact import Manifest
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
 from echoir.runtime.files import atomic_write

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 IO = Literal["float", "uint8"]
 

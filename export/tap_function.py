@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from echoir.export.echo_function import ATTRIBUTES, DOMAIN, NAME, FunctionBody
-from echoir.upsampler import Combine
+from echoir.networks.upsampler import Combine
 
 
 def tap_function(radius: int, combine: Combine, opset: int) -> onnx.FunctionProto:

@@ -154,7 +154,7 @@ class TestProfile:
         """Pins that the exporter's node names and ONNX Runtime's inlining are still as expected."""
         torch = pytest.importorskip("torch", reason="pip install 'echoir[export]'")
         from echoir.export.onnx_export import export_onnx
-        from echoir.network import EchoIR
+        from echoir.networks.echoir import EchoIR
         from echoir.runtime.artifact import write_artifact
 
         torch.manual_seed(0)
@@ -261,7 +261,7 @@ class TestCommand:
     def test_pytorch_runs_in_turn(self, tmp_path: Path) -> None:
         pytest.importorskip("torch", reason="pip install 'echoir[train]'")
         from echoir.checkpoint import save_checkpoint
-        from echoir.network import EchoIR
+        from echoir.networks.echoir import EchoIR
 
         network = EchoIR.from_preset("tiny")
         weights = tmp_path / "tiny.safetensors"

@@ -25,10 +25,10 @@ from echoir.export.engine_worker import RefusedError, Share
 from echoir.export.layers import Layer, expected_types, fallen_back, precisions, read_layers
 from echoir.export.onnx_export import export_onnx
 from echoir.export.tap_function import tap_function
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
+from echoir.networks.upsampler import Combine
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
-from echoir.upsampler import Combine
 
 needs_rtx = [
     pytest.mark.tensorrt,

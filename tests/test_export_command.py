@@ -20,7 +20,7 @@ from echoir.export.commands import ALIGNMENT
 from echoir.export.onnx_export import OnnxInfo, tile_alignment
 from echoir.export.pipeline import Request, engines, staged
 from echoir.metrics import to_8bit
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.runtime import Artifact, Restorer
 from echoir.runtime.errors import BackendError, ImageError
 from echoir.runtime.files import sha256_file

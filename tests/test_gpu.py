@@ -59,7 +59,7 @@ def test_the_plugins_code_launched_by_the_driver_equals_the_reference(
     torch = pytest.importorskip("torch")
     from types import SimpleNamespace
 
-    from echoir.upsampler import echo_upsample
+    from echoir.networks.upsampler import echo_upsample
 
     dtype = np.dtype(np.float16 if storage == "HALF" else np.float32)
     down, guide = (rng.standard_normal(shape).astype(dtype) for shape in ((2, 16, 30, 50), (2, 8, 60, 100)))

@@ -25,7 +25,7 @@ from echoir.checkpoint import load_checkpoint
 from echoir.export.deployed import deployed
 from echoir.export.onnx_export import build_model
 from echoir.export.precision import to_fp16
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 SIDE = 32
 

@@ -311,6 +311,6 @@ def test_restoring_imports_no_training_stack(identity: Artifact) -> None:
     code = (
         "import sys, numpy; from echoir.runtime import Restorer; "
         f"Restorer.open({str(identity.model_path)!r})(numpy.eye(9, dtype='uint8')); "
-        "sys.exit(bool(set(sys.modules) & {'torch', 'onnx', 'pyvips', 'echoir.network', 'echoir.export'}))"
+        "sys.exit(bool(set(sys.modules) & {'torch', 'onnx', 'pyvips', 'echoir.networks.echoir', 'echoir.export'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

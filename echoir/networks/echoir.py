@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echoir.upsampler import EchoUpsampler
+from echoir.networks.upsampler import EchoUpsampler
 
 ALIGNMENT = 8  # three halvings
 

@@ -1,7 +1,7 @@
 """EchoUpsample: joint bilateral upsampling guided by encoder features (EchoIR paper, Eq. 4-6).
 
 The operator has one definition and several carriers: the PyTorch function below, which also
-defines the operator ``torch.ops.echoir.echo_upsample``; the Triton kernel of :mod:`echoir.kernel`,
+defines the operator ``torch.ops.echoir.echo_upsample``; the Triton kernel of :mod:`echoir.networks.kernel`,
 which is what runs on CUDA and inside a TensorRT plugin; and the ONNX function of the same name in
 ``echoir.export.echo_function``. The first and the last use the block form below.
 
@@ -190,7 +190,7 @@ def _operator(
 @_operator.register_kernel("cuda")
 def _on_cuda(*arguments: Any) -> Tensor:
     with needs_extra("kernel"):
-        from echoir.kernel import forward
+        from echoir.networks.kernel import forward
     return forward(*arguments)
 
 
@@ -208,7 +208,7 @@ def _shape(down: Tensor, *_: Any) -> Tensor:
 )
 def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
     with needs_extra("kernel"):
-        from echoir.kernel_backward import backward
+        from echoir.networks.kernel_backward import backward
     return backward(*arguments)
 
 
