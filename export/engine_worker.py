@@ -134,7 +134,7 @@ def _adapt(trt: Any, request: dict[str, Any], capability: str | None) -> tuple[s
             import_module("echoir.export.plugin").aim(target)
         else:
             code = import_module("echoir.export.plugin_code").for_class(target)
-            import_module("echoir.runtime.plugin_class").register(trt, code)
+            import_module("echoir.runtime.cuda.plugin_class").register(trt, code)
     except (ImportError, EchoIRError) as error:
         if options["plugin"]:
             raise RefusedError(f"the plugin cannot be made: {error}") from error

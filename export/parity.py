@@ -31,11 +31,11 @@ from echoir.export.figures import (
 from echoir.export.reference import PyTorchSession
 from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
-from echoir.runtime.artifact import Manifest
+from echoir.runtime.contract import Session
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
 from echoir.runtime.files import atomic_write
+from echoir.runtime.manifest import Manifest
 from echoir.runtime.restorer import Restorer
-from echoir.runtime.sessions import Session
 from echoir.runtime.tiling import tile_starts
 from echoir.samples import Sample, Samples
 

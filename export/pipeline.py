@@ -20,21 +20,20 @@ from echoir.export.onnx_export import INPUT, OPSET, OUTPUT, export_onnx, tile_al
 from echoir.export.parity import GATES, ParityReport, default_gate, measure_parity
 from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_against, verdict
 from echoir.export.reference import IO
-from echoir.runtime.artifact import (
+from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.descriptor import Network
+from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
+from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
-    Artifact,
     CheckpointRecord,
     Engine,
     Manifest,
     Model,
-    Network,
     Precision,
     TensorSpec,
     Tile,
-    write_artifact,
 )
-from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
 from echoir.samples import SHIPPED, Samples, open_samples

@@ -10,7 +10,7 @@ from echoir.export.ptx import TARGETS, CompiledKernel, compile_forward
 from echoir.runtime.errors import BackendError
 
 if TYPE_CHECKING:
-    from echoir.runtime.plugin_class import Compile, KernelCode
+    from echoir.runtime.cuda.plugin_class import Compile, KernelCode
 
 _STORAGE = {"HALF": "fp16", "FLOAT": "fp32", "BF16": "bf16"}
 
@@ -67,8 +67,8 @@ def _compile(
 
 
 def for_class(capability: str) -> Compile:
-    """What :func:`echoir.runtime.plugin_class.register` asks for the code of a node."""
-    from echoir.runtime.plugin_class import KernelCode
+    """What :func:`echoir.runtime.cuda.plugin_class.register` asks for the code of a node."""
+    from echoir.runtime.cuda.plugin_class import KernelCode
 
     target = target_for(capability)
 

@@ -21,9 +21,9 @@ from echoir.data import list_pictures, read_rgb
 from echoir.degradations import TASKS
 from echoir.export.onnx_export import IO, build_model, tile_alignment
 from echoir.export.precision import to_fp16
-from echoir.runtime.artifact import Calibration, Precision
 from echoir.runtime.errors import GateError
 from echoir.runtime.files import atomic_write
+from echoir.runtime.manifest import Calibration, Precision
 from echoir.runtime.progress import Progress
 
 Remainder = Literal["fp16", "fp32"]

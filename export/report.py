@@ -19,7 +19,7 @@ from echoir.export.summary import degradation, signed
 
 if TYPE_CHECKING:
     from echoir.export.parity import Exhibit, Gate, ParityReport
-    from echoir.runtime.artifact import Manifest
+    from echoir.runtime.manifest import Manifest
 
 
 def render(report: ParityReport) -> str:

@@ -14,8 +14,10 @@ from builders import make_artifact, make_manifest
 from running import echoir
 
 from echoir.runtime import bench
-from echoir.runtime.artifact import UINT8_NHWC, Artifact, Network, TensorSpec
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.descriptor import Network
 from echoir.runtime.machine import UNKNOWN, describe_machine
+from echoir.runtime.manifest import UINT8_NHWC, TensorSpec
 
 
 class Sleeper:

@@ -268,7 +268,7 @@ def test_each_parser_gets_the_file_it_takes_the_upsampler_from(
     modules = {
         "echoir.export.plugin": SimpleNamespace(aim=aimed.append),
         "echoir.export.plugin_code": SimpleNamespace(for_class=aimed.append),
-        "echoir.runtime.plugin_class": SimpleNamespace(register=lambda trt, code: None),
+        "echoir.runtime.cuda.plugin_class": SimpleNamespace(register=lambda trt, code: None),
     }
     monkeypatch.setattr(engine_worker, "import_module", modules.__getitem__)
     asked = asdict(EngineOptions()) | options

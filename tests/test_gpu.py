@@ -17,10 +17,11 @@ import pytest
 
 from echoir.export.engine import EngineOptions, EngineTarget, build_engine
 from echoir.export.plugin_code import for_class
-from echoir.runtime.artifact import Artifact, Engine, Model, write_artifact
-from echoir.runtime.cuda import BLOCK, Cuda, Memory, cuda, grid
+from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.cuda.driver import BLOCK, Cuda, Memory, cuda, grid
+from echoir.runtime.cuda.plugin_class import DriverKernel
 from echoir.runtime.errors import BackendError
-from echoir.runtime.plugin_class import DriverKernel
+from echoir.runtime.manifest import Engine, Model
 from echoir.runtime.restorer import Restorer
 from echoir.runtime.tiling import reflect
 

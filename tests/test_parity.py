@@ -31,8 +31,8 @@ from echoir.export.parity import (
 from echoir.export.reference import PyTorchSession
 from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
-from echoir.runtime.artifact import Manifest, Precision
 from echoir.runtime.errors import ArtifactError, ImageError
+from echoir.runtime.manifest import Manifest, Precision
 from echoir.samples import SHIPPED, open_samples
 
 HASH = "0" * 64

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echoir.runtime import Restorer
-from echoir.runtime.artifact import UINT8_NHWC, Artifact, Precision, TensorSpec
+from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
+from echoir.runtime.manifest import UINT8_NHWC, Precision, TensorSpec
 from echoir.runtime.tiling import tile_starts, tile_weights
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from echoir.runtime.cuda import driver_library
+from echoir.runtime.cuda.driver import driver_library
 from echoir.runtime.errors import BackendError
 
 NAME, NAMESPACE, VERSION = "EchoUpsample", "echoir", "1"
