@@ -29,7 +29,7 @@ import torch
 from kernel_table import traffic, upsamplers
 from torch import Tensor
 
-from echoir.export.ptx import Storage
+from echoir.export.echo.ptx import Storage
 from echoir.networks.echoir import PRESETS
 from echoir.networks.upsampler import _in_blocks
 from echoir.runtime.errors import BackendError, needs_extra

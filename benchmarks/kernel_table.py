@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from echoir.export.ptx import TARGETS, Storage, assemble, compile_forward
+from echoir.export.echo.ptx import TARGETS, Storage, assemble, compile_forward
 from echoir.networks.echoir import PRESETS
 
 LARGE, SMALL = (1, 540, 960), (1, 32, 32)

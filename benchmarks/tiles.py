@@ -22,10 +22,10 @@ import numpy as np
 
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.evaluate import restore_whole
-from echoir.export.figures import Image, SquaredError, Window
-from echoir.export.parity import seam_band, windows
+from echoir.export.proof.figures import Image, SquaredError, Window
+from echoir.export.proof.parity import seam_band, windows
+from echoir.export.proof.summary import db, table
 from echoir.export.reference import PyTorchSession
-from echoir.export.summary import db, table
 from echoir.metrics import psnr, to_8bit
 from echoir.runtime.descriptor import Network
 from echoir.runtime.errors import EchoIRError, ImageError

@@ -14,7 +14,7 @@ IO = Literal["float", "uint8"]
 
 
 class PyTorchSession:
-    """Runs a network as :class:`echoir.runtime.sessions.Session` runs an engine.
+    """Runs a network as :class:`echoir.runtime.contract.Session` runs an engine.
 
     With ``io="uint8"`` it does what a camera's artifact does inside its graph: divide by 255
     before the network, clip and round after it.

@@ -150,7 +150,7 @@ def fields(names: Any) -> Any:
 def embedded(storages: list[str]) -> list[dict[str, Any]]:
     """The decorator plugin from its registration to its launch."""
     registry = stand_in()
-    from echoir.export import plugin, plugin_code
+    from echoir.export.echo import plugin, plugin_code
 
     plugin_code.compile_forward = kernel
     plugin.aim("8.7")

@@ -155,7 +155,7 @@ class TestProfile:
     def test_an_exported_network_names_its_three_upsamplers(self, tmp_path: Path) -> None:
         """Pins that the exporter's node names and ONNX Runtime's inlining are still as expected."""
         torch = pytest.importorskip("torch", reason="pip install 'echoir[export]'")
-        from echoir.export.onnx_export import export_onnx
+        from echoir.export.graph import export_onnx
         from echoir.networks.echoir import EchoIR
         from echoir.runtime.artifact import write_artifact
 

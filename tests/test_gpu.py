@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from echoir.export.echo.plugin_code import for_class
 from echoir.export.engine import EngineOptions, EngineTarget, build_engine
-from echoir.export.plugin_code import for_class
 from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.cuda.driver import BLOCK, Cuda, Memory, cuda, grid
 from echoir.runtime.cuda.plugin_class import DriverKernel

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from echoir.export.plugin_code import compile_for, for_class, target_for
+from echoir.export.echo.plugin_code import compile_for, for_class, target_for
 from echoir.runtime.cuda import plugin_class
 from echoir.runtime.cuda.plugin_class import DriverKernel, KernelCode
 from echoir.runtime.errors import BackendError

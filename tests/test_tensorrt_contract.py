@@ -36,7 +36,7 @@ WORKER, SESSION, LANE, CLASS, EMBEDDED = (
     "runtime/cuda/session.py",
     "runtime/cuda/lane.py",
     "runtime/cuda/plugin_class.py",
-    "export/plugin.py",
+    "export/echo/plugin.py",
 )
 VARIABLES = {
     WORKER: {

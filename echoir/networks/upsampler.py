@@ -3,7 +3,7 @@
 The operator has one definition and several carriers: the PyTorch function below, which also
 defines the operator ``torch.ops.echoir.echo_upsample``; the Triton kernel of :mod:`echoir.networks.kernel`,
 which is what runs on CUDA and inside a TensorRT plugin; and the ONNX function of the same name in
-``echoir.export.echo_function``. The first and the last use the block form below.
+``echoir.export.echo.function``. The first and the last use the block form below.
 
 A naive evaluation visits (2r+1)^2 taps and makes an image-sized temporary for each. Here the
 low-resolution plane is cut into blocks of B x B cells (B = 2r). All 4B^2 output pixels of a

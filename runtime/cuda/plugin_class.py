@@ -23,7 +23,7 @@ NAME, NAMESPACE, VERSION = "EchoUpsample", "echoir", "1"
 
 @dataclass(frozen=True)
 class KernelCode:
-    """A kernel and how to launch it; see :class:`echoir.export.ptx.CompiledKernel`."""
+    """A kernel and how to launch it; see :class:`echoir.export.echo.ptx.CompiledKernel`."""
 
     name: str
     ptx: str

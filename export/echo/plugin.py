@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt.plugin as trtp
 
-from echoir.export.plugin_code import compile_for, target_for
+from echoir.export.echo.plugin_code import compile_for, target_for
 
 _target = 80
 

@@ -16,8 +16,8 @@ import onnxsim
 import torch
 from torch import Tensor, nn
 
-from echoir.export.deployed import deployed
-from echoir.export.echo_function import DOMAIN, NAME, echo_function, node_attributes
+from echoir.export.echo.function import DOMAIN, NAME, echo_function, node_attributes
+from echoir.export.echo.lowering import deployed
 from echoir.networks.echoir import ALIGNMENT, EchoIR
 from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime.errors import BackendError
