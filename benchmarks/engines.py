@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.export.echo_function import echo_function, node_attributes
+from echoir.export.echo.function import echo_function, node_attributes
+from echoir.export.echo.taps import tap_function
 from echoir.export.engine import build_engine
-from echoir.export.onnx_export import OPSET, export_onnx
-from echoir.export.tap_function import tap_function
-from echoir.network import EchoIR
+from echoir.export.graph import OPSET, export_onnx
+from echoir.networks.echoir import EchoIR
 
 
 def main() -> None:

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
 from subjects import crops, network
 
-from echoir.export import deployed as forms
-from echoir.export.echo_function import DOMAIN, echo_function
-from echoir.export.onnx_export import IO, OPSET, Precision, build_model, export_onnx
+from echoir.export.echo import lowering as forms
+from echoir.export.echo.function import DOMAIN, echo_function
+from echoir.export.graph import IO, OPSET, Precision, build_model, export_onnx
 from echoir.export.precision import CHOICES, to_fp16
 from echoir.export.reference import PyTorchSession
 from echoir.metrics import psnr
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 

@@ -25,12 +25,14 @@ import torch
 from echoir.checkpoint import load_checkpoint
 from echoir.export.engine import EngineOptions, EngineTarget, build_engine
 from echoir.export.pipeline import Request, export_artifact
-from echoir.runtime.artifact import Artifact, Engine, Model, write_artifact
+from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.bench import Subject, measure, sample_tiles
-from echoir.runtime.cuda import cuda
+from echoir.runtime.contract import Session
+from echoir.runtime.cuda.driver import cuda
 from echoir.runtime.errors import EchoIRError
+from echoir.runtime.manifest import Engine, Model
 from echoir.runtime.restorer import Restorer
-from echoir.runtime.sessions import Session, open_session
+from echoir.runtime.sessions import open_session
 
 
 class Torch:

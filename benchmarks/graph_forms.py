@@ -26,10 +26,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from subjects import crops, network
 
-from echoir.export import deployed as forms
-from echoir.export.echo_function import ATTRIBUTES, echo_function, node_attributes
-from echoir.export.onnx_export import OPSET, build_model
-from echoir.network import EchoIR
+from echoir.export.echo import lowering as forms
+from echoir.export.echo.function import ATTRIBUTES, echo_function, node_attributes
+from echoir.export.graph import OPSET, build_model
+from echoir.networks.echoir import EchoIR
 
 
 def session(model: onnx.ModelProto, profile: str = "") -> ort.InferenceSession:
@@ -57,7 +57,7 @@ def variants(subject: EchoIR, tile: int) -> dict[str, onnx.ModelProto]:
         return build_model(subject, tile=(tile, tile), batch=1, io="float")
 
     models = {}
-    with mock.patch("echoir.export.onnx_export.deployed", lambda network: network):
+    with mock.patch("echoir.export.graph.deployed", lambda network: network):
         models["the network as it is written"] = build()
     with mock.patch.object(forms, "LANES", 1):
         models["deployed, hidden channels not grown"] = build()

@@ -34,7 +34,7 @@ from echoir.calibration.sensitivity import Judge
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.data import list_pictures, read_rgb
 from echoir.export.engine import build_engine
-from echoir.export.onnx_export import build_model
+from echoir.export.graph import build_model
 from echoir.export.precision import to_fp16
 from echoir.export.quantized import SIDE, export_int8, practice, prepare, take_turns
 from echoir.metrics import psnr, to_8bit

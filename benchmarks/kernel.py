@@ -29,10 +29,10 @@ import torch
 from kernel_table import traffic, upsamplers
 from torch import Tensor
 
-from echoir.export.ptx import Storage
-from echoir.network import PRESETS
+from echoir.export.echo.ptx import Storage
+from echoir.networks.echoir import PRESETS
+from echoir.networks.upsampler import _in_blocks
 from echoir.runtime.errors import BackendError, needs_extra
-from echoir.upsampler import _in_blocks
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -115,7 +115,7 @@ def measure(c: int, h: int, w: int, storage: Storage, bandwidth: float, rounds: 
 
 def tilings(c: int, h: int, w: int, storage: Storage, rounds: int) -> dict[str, float]:
     """Milliseconds by tiling, the best first; the first key is what :meth:`Tiling.for_plane` should have chosen."""
-    from echoir.kernel import Tiling, forward
+    from echoir.networks.kernel import Tiling, forward
 
     inputs = [t.detach() for t in tensors(1, c, h, w, DTYPES[storage])]
     choices = itertools.product((64, 128, 256), (16, 32, 64), (1, 2, 4), (1, 2), (1, 2))

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from echoir.export.ptx import TARGETS, Storage, assemble, compile_forward
-from echoir.network import PRESETS
+from echoir.export.echo.ptx import TARGETS, Storage, assemble, compile_forward
+from echoir.networks.echoir import PRESETS
 
 LARGE, SMALL = (1, 540, 960), (1, 32, 32)
 BANDWIDTH = {"Orin": 204e9, "Thor": 273e9, "H200": 4.3e12}  # bytes/s: two data sheets, one measured copy

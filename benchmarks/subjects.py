@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from echoir.checkpoint import load_checkpoint
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.samples import SHIPPED, open_samples
 
 

@@ -22,22 +22,14 @@ import numpy as np
 
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.evaluate import restore_whole
-from echoir.export.figures import Image, SquaredError, Window
-from echoir.export.parity import seam_band, windows
+from echoir.export.proof.figures import Image, SquaredError, Window
+from echoir.export.proof.parity import seam_band, windows
+from echoir.export.proof.summary import db, table
 from echoir.export.reference import PyTorchSession
-from echoir.export.summary import db, table
 from echoir.metrics import psnr, to_8bit
-from echoir.runtime.artifact import (
-    FLOAT_NCHW,
-    CheckpointRecord,
-    Manifest,
-    Model,
-    Network,
-    Precision,
-    TensorSpec,
-    Tile,
-)
+from echoir.runtime.descriptor import Network
 from echoir.runtime.errors import EchoIRError, ImageError
+from echoir.runtime.manifest import FLOAT_NCHW, CheckpointRecord, Manifest, Model, Precision, TensorSpec, Tile
 from echoir.runtime.progress import Progress
 from echoir.runtime.restorer import Restorer
 from echoir.samples import Sample, open_samples

@@ -1,4 +1,4 @@
-"""Compile runtime/tiles.cu to runtime/tiles.ptx with NVRTC; no GPU needed.
+"""Compile runtime/cuda/tiles.cu to runtime/cuda/tiles.ptx with NVRTC; no GPU needed.
 
 pip install nvidia-cuda-nvrtc-cu12==12.1.105
 python benchmarks/tiles_ptx.py
@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
+CUDA = Path(__file__).resolve().parents[1] / "runtime" / "cuda"
 OPTIONS = [b"--gpu-architecture=compute_75", b"--fmad=false", b"--prec-div=true"]
 
 
@@ -38,9 +38,9 @@ def main() -> None:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("NVRTC is missing; run: pip install nvidia-cuda-nvrtc-cu12==12.1.105")
     library = next(Path(spec.submodule_search_locations[0]).glob("lib/libnvrtc.so.*"))
-    source = (RUNTIME / "tiles.cu").read_bytes()
+    source = (CUDA / "tiles.cu").read_bytes()
     ptx = compile_ptx(source, str(library))
-    (RUNTIME / "tiles.ptx").write_text(f"// tiles.cu, SHA-256 {hashlib.sha256(source).hexdigest()}\n{ptx}")
+    (CUDA / "tiles.ptx").write_text(f"// tiles.cu, SHA-256 {hashlib.sha256(source).hexdigest()}\n{ptx}")
     print(f"{len(ptx)} bytes")
 
 

@@ -39,7 +39,7 @@ class Graph:
     """Look-ups in a model whose values all have inferred shapes; edits to the model are not seen.
 
     Args:
-        model: float32, as :func:`echoir.export.onnx_export.build_model` makes it, for one image.
+        model: float32, as :func:`echoir.export.graph.build_model` makes it, for one image.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:

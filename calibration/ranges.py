@@ -95,7 +95,7 @@ def open_model(model: onnx.ModelProto, threads: int | None) -> Any:
     """An ONNX Runtime session of a model in memory."""
     import onnxruntime
 
-    from echoir.runtime.sessions import session_options
+    from echoir.runtime.onnx_session import session_options
 
     options = session_options(threads)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -8,13 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from echoir.network import EchoIR, EchoIRConfig
-    from echoir.upsampler import echo_upsample
+    from echoir.networks.echoir import EchoIR, EchoIRConfig
+    from echoir.networks.upsampler import echo_upsample
 
 __version__ = "0.1.0"
 __all__ = ["EchoIR", "EchoIRConfig", "__version__", "echo_upsample"]
 
-_HOMES = {"EchoIR": "echoir.network", "EchoIRConfig": "echoir.network", "echo_upsample": "echoir.upsampler"}
+_HOMES = {
+    "EchoIR": "echoir.networks.echoir",
+    "EchoIRConfig": "echoir.networks.echoir",
+    "echo_upsample": "echoir.networks.upsampler",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from echoir.runtime.errors import ArtifactError, needs_extra
 from echoir.runtime.files import atomic_write, sha256_file
 
 if TYPE_CHECKING:
-    from echoir.network import EchoIR
+    from echoir.networks.echoir import EchoIR
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "weights"
@@ -65,7 +65,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     with needs_extra("train"):
         from safetensors import SafetensorError, safe_open
 
-        from echoir.network import EchoIR, EchoIRConfig
+        from echoir.networks.echoir import EchoIR, EchoIRConfig
     path = find_checkpoint(name_or_path)
     try:
         with safe_open(path, framework="pt") as file:

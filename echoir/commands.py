@@ -132,8 +132,8 @@ def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool)
     "forms",
     multiple=True,
     metavar="NAME|all",
-    help="The pictures' form: rgb, clipped, gray, jpeg444, jpeg422, jpeg420, yuv420, correlated or clean; may be repeated. "
-    "[default: rgb]",
+    help="The pictures' form: rgb, clipped, gray, jpeg444, jpeg422, jpeg420, yuv420, correlated or clean; "
+    "may be repeated. [default: rgb]",
 )
 @click.option(
     "--sigma", type=float, multiple=True, help="Noise level in 8-bit codes, for clean pictures; may be repeated."

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from echoir.degradations import TASKS
 from echoir.metrics import luma, psnr, ssim, to_8bit
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.samples import Sample
 
 Restore = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -61,7 +61,7 @@ class Recipe:
     """Everything that determines a run, besides the images.
 
     Attributes:
-        preset: the network (``echoir.network.PRESETS``).
+        preset: the network (``echoir.networks.echoir.PRESETS``).
         network: what to change of the preset, such as ``{"upsampler": "pixelshuffle"}`` (``EchoIRConfig``).
         stages: crop size and batch over time (progressive learning, Restormer).
         learning_rate, final_learning_rate: start and end of the schedule.

@@ -21,7 +21,7 @@ from echoir.asblo import ASBLO, Decay
 from echoir.compiled import Choice, Loss, Mode, choose
 from echoir.crops import Batch
 from echoir.distributed import World
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import EchoIRError
 

@@ -28,7 +28,7 @@ from echoir.degradations import TASKS
 from echoir.distributed import ALONE, World
 from echoir.journal import Journal
 from echoir.metrics import psnr, to_8bit
-from echoir.network import PRESETS, EchoIR
+from echoir.networks.echoir import PRESETS, EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.files import atomic_write

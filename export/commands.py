@@ -180,7 +180,7 @@ def export(**options: Any) -> None:
     with needs_extra("export"):
         from echoir.export.engine import EngineOptions
         from echoir.export.pipeline import Request, export_artifact
-        from echoir.export.summary import lines
+        from echoir.export.proof.summary import lines
 
     gate = {name: options.pop(name) for name in ("min_psnr", "max_drop")}
     log_json, force = options.pop("log_json"), options.pop("force")
@@ -228,8 +228,10 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
 
     with needs_extra("export"):
         from echoir.checkpoint import load_checkpoint
-        from echoir.export.parity import default_gate, measure_parity
-        from echoir.export.summary import lines
+        from echoir.export.proof.parity import measure_parity
+        from echoir.export.proof.report import write_report
+        from echoir.export.proof.results import default_gate
+        from echoir.export.proof.summary import lines
         from echoir.samples import SHIPPED, open_samples
 
     artifact = Artifact.open(model)
@@ -255,7 +257,7 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ImageError(f"cannot write {output}: {error.strerror}") from error
-        report.write(output)
+        write_report(report, output)
     click.echo("\n".join(lines(report)))
     if not report.passed:
         raise GateError(f"{manifest.name}: {'; '.join(report.failures)}")

@@ -131,10 +131,10 @@ def _adapt(trt: Any, request: dict[str, Any], capability: str | None) -> tuple[s
     embedded = version_of(trt) >= (10, 9)
     try:
         if embedded:
-            import_module("echoir.export.plugin").aim(target)
+            import_module("echoir.export.echo.plugin").aim(target)
         else:
-            code = import_module("echoir.export.plugin_code").for_class(target)
-            import_module("echoir.runtime.plugin_class").register(trt, code)
+            code = import_module("echoir.export.echo.plugin_code").for_class(target)
+            import_module("echoir.runtime.cuda.plugin_class").register(trt, code)
     except (ImportError, EchoIRError) as error:
         if options["plugin"]:
             raise RefusedError(f"the plugin cannot be made: {error}") from error
@@ -148,8 +148,8 @@ def _with_function(request: dict[str, Any]) -> str:
     """The ONNX file with EchoUpsample tap by tap."""
     import onnx
 
-    from echoir.export.echo_function import COMBINES, NAME
-    from echoir.export.tap_function import tap_function
+    from echoir.export.echo.function import COMBINES, NAME
+    from echoir.export.echo.taps import tap_function
 
     model = onnx.load(request["onnx"])
     node = next((node for node in model.graph.node if node.op_type == NAME), None)

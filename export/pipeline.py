@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,25 +12,27 @@ from echoir import __version__
 from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.export.engine import MODULES, EngineOptions, EngineTarget, build_engine
-from echoir.export.onnx_export import INPUT, OPSET, OUTPUT, export_onnx, tile_alignment
-from echoir.export.parity import GATES, ParityReport, default_gate, measure_parity
+from echoir.export.folder import set_aside, staged
+from echoir.export.graph import INPUT, OPSET, OUTPUT, export_onnx, tile_alignment
+from echoir.export.proof.parity import measure_parity
+from echoir.export.proof.report import write_report
+from echoir.export.proof.results import GATES, ParityReport, default_gate
 from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_against, verdict
 from echoir.export.reference import IO
-from echoir.runtime.artifact import (
+from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.descriptor import Network
+from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
+from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
-    Artifact,
     CheckpointRecord,
     Engine,
     Manifest,
     Model,
-    Network,
     Precision,
     TensorSpec,
     Tile,
-    write_artifact,
 )
-from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
 from echoir.samples import SHIPPED, Samples, open_samples
@@ -156,7 +154,7 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
         artifact, report = _prove(request, checkpoint, artifact, samples, progress)
         if int8 is not None:
             report = replace(report, int8=int8.sensitivity)
-        report.write(stage)
+        write_report(report, stage)
         if not report.passed:
             kept = set_aside(stage, request.folder)
             raise GateError(f"{request.name}: {'; '.join(report.failures)}; kept aside in {kept}")
@@ -176,56 +174,6 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
 def engines(targets: tuple[Target, ...]) -> dict[EngineTarget, bool]:
     """The engines to try, and whether each must succeed."""
     return {target: target in targets for target in MODULES if target in targets or "auto" in targets}
-
-
-def set_aside(stage: Path, folder: Path) -> Path:
-    """Rename a finished folder whose gate failed, in place of an earlier such one."""
-    kept = folder.with_name(folder.name + ".failed")
-    _replace(stage, kept)
-    return kept
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its name when the body ends, and goes when it raises.
-
-    Raises:
-        ImageError: the folder cannot be written, or the disk is full.
-    """
-    try:
-        folder = folder.absolute()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise ImageError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
-        stage.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        yield stage
-        _replace(stage, folder)
-    except OSError as error:
-        raise ImageError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _replace(stage: Path, folder: Path) -> None:
-    """Rename ``stage`` to ``folder``; what was there goes only once the new one is in place."""
-    if not folder.exists():
-        stage.rename(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as leaving:
-        old = folder.rename(Path(leaving) / folder.name)
-        try:
-            stage.rename(folder)
-        except OSError:
-            old.rename(folder)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask
 
 
 def _prepare(request: Request, checkpoint: Checkpoint, samples: Samples, memory: Path, log_json: bool) -> Int8:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.export.echo_function import DOMAIN, NAME
+from echoir.export.echo.function import DOMAIN, NAME
 from echoir.runtime.errors import BackendError
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -33,7 +33,7 @@ CHOICES: dict[str, Callable[[onnx.NodeProto], bool]] = {
 
 
 def to_fp16(model: onnx.ModelProto, without: Collection[str] = ()) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Retype a float32 graph of :mod:`echoir.export.onnx_export`.
+    """Retype a float32 graph of :mod:`echoir.export.graph`.
 
     Inputs and outputs keep their types.
 

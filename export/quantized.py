@@ -19,11 +19,11 @@ from echoir.calibration.sensitivity import groups
 from echoir.checkpoint import Checkpoint
 from echoir.data import list_pictures, read_rgb
 from echoir.degradations import TASKS
-from echoir.export.onnx_export import IO, build_model, tile_alignment
+from echoir.export.graph import IO, build_model, tile_alignment
 from echoir.export.precision import to_fp16
-from echoir.runtime.artifact import Calibration, Precision
 from echoir.runtime.errors import GateError
 from echoir.runtime.files import atomic_write
+from echoir.runtime.manifest import Calibration, Precision
 from echoir.runtime.progress import Progress
 from echoir.samples import in_form, in_training
 
@@ -124,7 +124,7 @@ def prepare(
     Args:
         folder: clean pictures, degraded here as the task is, or pairs in ``input/`` and ``target/``.
         budget: the largest drop in dB.
-        tile, batch, io: of the artifact, as for :func:`echoir.export.onnx_export.export_onnx`; calibration
+        tile, batch, io: of the artifact, as for :func:`echoir.export.graph.export_onnx`; calibration
             tiles are no larger.
         memory: keeps measurements of the search, and lets it resume.
         threads: of ONNX Runtime.

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 IO = Literal["float", "uint8"]
 
 
 class PyTorchSession:
-    """Runs a network as :class:`echoir.runtime.sessions.Session` runs an engine.
+    """Runs a network as :class:`echoir.runtime.contract.Session` runs an engine.
 
     With ``io="uint8"`` it does what a camera's artifact does inside its graph: divide by 255
     before the network, clip and round after it.

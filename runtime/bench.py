@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.contract import Session
 from echoir.runtime.machine import Machine
-from echoir.runtime.sessions import Session, session_options
+from echoir.runtime.manifest import Manifest, TensorSpec
+from echoir.runtime.onnx_session import session_options
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

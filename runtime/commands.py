@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.bench import Subject
-    from echoir.runtime.restore import Exists
+    from echoir.runtime.jobs import Exists
 
 LONG = 8  # entries
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
@@ -80,8 +80,8 @@ def restore(
     named, and the exit code is then 3.
     """
     from echoir.runtime.images import MAX_PIXELS
-    from echoir.runtime.restore import Naming, PlanError, Report, plan
-    from echoir.runtime.restore import restore as run
+    from echoir.runtime.jobs import Naming, PlanError, Report, plan
+    from echoir.runtime.jobs import restore as run
     from echoir.runtime.restorer import Restorer
 
     try:

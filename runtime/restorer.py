@@ -5,24 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
-from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
-from echoir.runtime.sessions import Device, ImageSession, Session, open_session
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.channels import PEAKS, Floats, finish
+from echoir.runtime.contract import Array, Device, ImageSession, Session
+from echoir.runtime.errors import ArtifactError, ImageError
+from echoir.runtime.guard import check_output, guard
+from echoir.runtime.manifest import Manifest
+from echoir.runtime.sessions import open_session
 from echoir.runtime.tiling import Axis, reflect, tile_axis
 
 if TYPE_CHECKING:
     from echoir.runtime.streams.pipeline import Frame, ImageStream, Policy
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Floats = np.ndarray[Any, np.dtype[np.float32]]
 ReadRows = Callable[[int, int], Array]
 OnTiles = Callable[[int, int], None]
-
-PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
 
 class Restorer:
@@ -190,7 +190,7 @@ class Restorer:
                 if on_tiles is not None:
                     on_tiles(done, total)
             finished = (down.starts[i + 1] if i + 1 < len(down.starts) else height) - y
-            yield from _finish(sums[:finished].reshape(finished, width, 3), rows)
+            yield from finish(sums[:finished].reshape(finished, width, 3), rows)
             # What later tiles still add to moves up; the rest starts from nothing.
             sums[:-finished] = sums[finished:]
             sums[-finished:] = 0
@@ -221,7 +221,7 @@ class Restorer:
                     tile = next(tiles[x - xs[0]] for xs, tiles in self._cut(rows, down, across) if x in xs)
                     output = np.full(tile.shape, value, self.manifest.output.dtype)
                     place = (down.starts[i], across.starts[x])
-                    _guard(tile, output, PEAKS[rows.dtype], place, self.manifest)
+                    guard(tile, output, PEAKS[rows.dtype], place, self.manifest)
                 if on_tiles is not None:
                     on_tiles((i + 1) * len(across.starts), total)
                 yield strip.rows
@@ -276,58 +276,10 @@ class Restorer:
         else:  # a division, since x * (1 / 255) is not x / 255
             given = np.divide(given, np.float32(peak), dtype=np.float32, order="C")
         raw = self.session.run(given)
-        _check_output(raw, sink, len(tiles), self.manifest)
+        check_output(raw, sink, len(tiles), self.manifest)
         restored = raw if sink.layout == "NHWC" else raw.transpose(0, 2, 3, 1)
         for tile, output, place in zip(tiles, restored, places, strict=True):
-            _guard(tile, output, peak, place, self.manifest)
+            guard(tile, output, peak, place, self.manifest)
         white = np.float32(sink.range[1])
         # A copy in any case: the sums weight it in place.
         return np.divide(restored, white, dtype=np.float32, order="C")
-
-
-def _finish(sums: Floats, rows: Array) -> Iterator[Array]:
-    """Finished sums as pixels of the image's shape and type, a few rows at a time to save memory."""
-    peak = np.float32(PEAKS[rows.dtype])
-    for start in range(0, len(sums), 32):
-        part = sums[start : start + 32]
-        pixels = part.mean(axis=2) if rows.ndim == 2 else part.copy()
-        if rows.dtype == np.float32:
-            yield pixels
-            continue
-        pixels *= peak
-        np.rint(pixels, out=pixels)
-        yield np.clip(pixels, 0, peak, out=pixels).astype(rows.dtype)
-
-
-def _check_output(raw: Array, sink: TensorSpec, count: int, manifest: Manifest) -> None:
-    needed = sink.shape(count, manifest.tile.height, manifest.tile.width)
-    if raw.shape != needed or raw.dtype != sink.dtype:
-        raise ArtifactError("output", f"{raw.dtype} {raw.shape} from the session", f"{sink.dtype} {needed}")
-
-
-def _guard(tile: Array, output: Array, peak: int, place: tuple[int, int], manifest: Manifest) -> None:
-    """Refuse pixels that cannot be a restored image: one bad tile must not become a file.
-
-    A float output that is exactly constant has lost its input. An 8-bit output may rightly be (sensor
-    noise around white becomes white), so it is refused only where the input, averaged over blocks of
-    16 x 16 pixels so that noise does not count, strays from it by more than a quarter of the range.
-    """
-    where = f"of the tile at row {place[0]}, column {place[1]}"
-    cause = {
-        "fp32": "the model file or the session is broken",
-        "fp16": "most likely a value left the range of fp16; try the fp32 artifact",
-        "int8": "most likely the calibration ranges do not fit this image; try the fp16 artifact",
-    }[manifest.precision.name]
-    if output.dtype != np.uint8 and not np.isfinite(output).all():
-        kind = "NaN" if np.isnan(output).any() else "infinite"
-        raise RejectedOutputError(f"the model returned {kind} pixels {where}: {cause}")
-    value = output.flat[0]
-    if (output != value).any() or (tile == tile[0, 0]).all():
-        return
-    if output.dtype == np.uint8:
-        (rows, height), (columns, width) = ((max(1, size // 16), min(16, size)) for size in tile.shape[:2])
-        blocks = tile[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
-        means = blocks.mean(axis=(1, 3), dtype=np.float32)
-        if np.abs(means / peak - value / 255).max() <= 0.25:
-            return
-    raise RejectedOutputError(f"the model returned the one value {value} for every pixel {where}: {cause}")

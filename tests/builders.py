@@ -9,18 +9,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.runtime.artifact import (
+from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.descriptor import Network
+from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
-    Artifact,
     CheckpointRecord,
     Manifest,
     Model,
-    Network,
     Precision,
     TensorSpec,
     Tile,
-    write_artifact,
 )
 
 Io = Literal["float", "uint8"]

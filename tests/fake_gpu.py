@@ -1,7 +1,7 @@
 """A pretended GPU: PyCUDA, the driver's graphs and TensorRT, as far as the runtime uses them.
 
 THIS IS A FAKE. It shows that the runtime calls these libraries in a right order, not that they work. What it
-does for real: memory is real memory; the kernels are runtime/tiles.cu, compiled by the C++ compiler; an
+does for real: memory is real memory; the kernels are runtime/cuda/tiles.cu, compiled by the C++ compiler; an
 "engine" is an ONNX model run by ONNX Runtime. What goes into a stream waits there until somebody
 synchronizes; then streams take turns at random, bound by their events alone. So work that relies on an order
 that no event enforces gives a wrong image, sooner or later, and a copy from a buffer that was already
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from echoir.runtime.cuda import KERNELS
+from echoir.runtime.cuda.driver import KERNELS
 
-RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
+CUDA = Path(__file__).resolve().parents[1] / "runtime" / "cuda"
 SHIM = """
 #include <cmath>
 #include <utility>
@@ -57,7 +57,7 @@ def compile_kernels(folder: Path, compiler: str) -> ctypes.CDLL:
     """The kernels of tiles.cu as functions of this process: ``run_NAME(grid, block, arguments)``."""
     source, library = folder / "shim.cpp", folder / "kernels.so"
     source.write_text(SHIM)
-    flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{RUNTIME}"]
+    flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{CUDA}"]
     subprocess.run([compiler, *flags, "-o", library, source], check=True)
     return ctypes.CDLL(str(library))
 

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from echoir.kernel import Tiling, forward
-from echoir.kernel_backward import backward
-from echoir.upsampler import _in_blocks
+from echoir.networks.kernel import Tiling, forward
+from echoir.networks.kernel_backward import backward
+from echoir.networks.upsampler import _in_blocks
 
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -150,7 +150,7 @@ def fields(names: Any) -> Any:
 def embedded(storages: list[str]) -> list[dict[str, Any]]:
     """The decorator plugin from its registration to its launch."""
     registry = stand_in()
-    from echoir.export import plugin, plugin_code
+    from echoir.export.echo import plugin, plugin_code
 
     plugin_code.compile_forward = kernel
     plugin.aim("8.7")
@@ -205,8 +205,8 @@ class Scalars:
 def classed(storages: list[str]) -> list[dict[str, Any]]:
     """The plugin class from its registration through an engine to its launch."""
     registry = stand_in()
-    from echoir.runtime import plugin_class
-    from echoir.runtime.plugin_class import KernelCode
+    from echoir.runtime.cuda import plugin_class
+    from echoir.runtime.cuda.plugin_class import KernelCode
 
     def compile_node(*asked: Any) -> KernelCode:
         asked_for.append([list(asked[0]), list(asked[1]), [kind.name for kind in asked[2]], *asked[3:]])
@@ -218,7 +218,7 @@ def classed(storages: list[str]) -> list[dict[str, Any]]:
 
 
 def _classed(creator: Any, storage: str) -> dict[str, Any]:
-    from echoir.runtime import plugin_class
+    from echoir.runtime.cuda import plugin_class
 
     asked_for.clear()
     made = creator.create_plugin("EchoUpsample", fields(creator.field_names), trt.TensorRTPhase.BUILD)
@@ -261,7 +261,7 @@ def _classed(creator: Any, storage: str) -> dict[str, Any]:
 
 
 def reads_fields() -> bool:
-    from echoir.runtime.plugin_class import reads_fields
+    from echoir.runtime.cuda.plugin_class import reads_fields
 
     return reads_fields(trt)
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from builders import make_artifact, make_manifest
 
-from echoir.runtime.artifact import Artifact, Calibration, Engine, Manifest, Model, Precision, write_artifact
+from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.files import atomic_write, sha256_file
+from echoir.runtime.manifest import Calibration, Engine, Manifest, Model, Precision
 
 ENGINE = Engine("10.16.0", ("8.7", "8.9"), 12.5, gpu="Orin", details={"plugin": False, "layers": [1, 2]})
 

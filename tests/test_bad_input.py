@@ -346,7 +346,8 @@ class TestArtifact:
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
         from dataclasses import replace
 
-        from echoir.runtime.artifact import Engine, write_artifact
+        from echoir.runtime.artifact import write_artifact
+        from echoir.runtime.manifest import Engine
 
         engine = tmp_path / "test.engine"
         engine.write_bytes(b"engine")

@@ -14,8 +14,10 @@ from builders import make_artifact, make_manifest
 from running import echoir
 
 from echoir.runtime import bench
-from echoir.runtime.artifact import UINT8_NHWC, Artifact, Network, TensorSpec
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.descriptor import Network
 from echoir.runtime.machine import UNKNOWN, describe_machine
+from echoir.runtime.manifest import UINT8_NHWC, TensorSpec
 
 
 class Sleeper:
@@ -153,8 +155,8 @@ class TestProfile:
     def test_an_exported_network_names_its_three_upsamplers(self, tmp_path: Path) -> None:
         """Pins that the exporter's node names and ONNX Runtime's inlining are still as expected."""
         torch = pytest.importorskip("torch", reason="pip install 'echoir[export]'")
-        from echoir.export.onnx_export import export_onnx
-        from echoir.network import EchoIR
+        from echoir.export.graph import export_onnx
+        from echoir.networks.echoir import EchoIR
         from echoir.runtime.artifact import write_artifact
 
         torch.manual_seed(0)
@@ -261,7 +263,7 @@ class TestCommand:
     def test_pytorch_runs_in_turn(self, tmp_path: Path) -> None:
         pytest.importorskip("torch", reason="pip install 'echoir[train]'")
         from echoir.checkpoint import save_checkpoint
-        from echoir.network import EchoIR
+        from echoir.networks.echoir import EchoIR
 
         network = EchoIR.from_preset("tiny")
         weights = tmp_path / "tiny.safetensors"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from echoir.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from echoir.degradations import TASKS
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import ArtifactError
 
 

@@ -13,7 +13,8 @@ from running import echoir
 
 from echoir.cli import COMMANDS
 from echoir.runtime import errors
-from echoir.runtime.artifact import Artifact, Manifest
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.manifest import Manifest
 
 HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "pyvips", "rich", "tensorrt", "tensorrt_rtx"}
 PROGRAM = Path(sys.executable).with_name("echoir")

@@ -62,7 +62,10 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path: Path, strate
 
     def together() -> Iterator[list[Batch]]:
         for batches in zip(*(rank.batches() for rank in ranks), strict=True):
-            yield [tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)) for parts in zip(*batches, strict=True)]
+            yield [
+                tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+                for parts in zip(*batches, strict=True)
+            ]
             for rank in ranks:
                 rank.step += 1
 

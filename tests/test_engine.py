@@ -19,16 +19,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from echoir.export import engine, engine_worker, pipeline
-from echoir.export.echo_function import echo_function, node_attributes
+from echoir.export.echo.function import echo_function, node_attributes
+from echoir.export.echo.taps import tap_function
 from echoir.export.engine import RTX_CAPABILITIES, EngineOptions, build_engine
 from echoir.export.engine_worker import RefusedError, Share
+from echoir.export.graph import export_onnx
 from echoir.export.layers import Layer, expected_types, fallen_back, precisions, read_layers
-from echoir.export.onnx_export import export_onnx
-from echoir.export.tap_function import tap_function
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
+from echoir.networks.upsampler import Combine
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
-from echoir.upsampler import Combine
 
 needs_rtx = [
     pytest.mark.tensorrt,
@@ -266,9 +266,9 @@ def test_each_parser_gets_the_file_it_takes_the_upsampler_from(
 ) -> None:
     aimed: list[str] = []
     modules = {
-        "echoir.export.plugin": SimpleNamespace(aim=aimed.append),
-        "echoir.export.plugin_code": SimpleNamespace(for_class=aimed.append),
-        "echoir.runtime.plugin_class": SimpleNamespace(register=lambda trt, code: None),
+        "echoir.export.echo.plugin": SimpleNamespace(aim=aimed.append),
+        "echoir.export.echo.plugin_code": SimpleNamespace(for_class=aimed.append),
+        "echoir.runtime.cuda.plugin_class": SimpleNamespace(register=lambda trt, code: None),
     }
     monkeypatch.setattr(engine_worker, "import_module", modules.__getitem__)
     asked = asdict(EngineOptions()) | options

@@ -15,7 +15,7 @@ from running import echoir
 from echoir.checkpoint import save_checkpoint
 from echoir.evaluate import evaluate, mean, restore_whole
 from echoir.metrics import luma, psnr
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.runtime.artifact import Artifact
 from echoir.samples import Sample
 

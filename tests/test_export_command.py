@@ -17,10 +17,11 @@ from echoir import cli
 from echoir.checkpoint import save_checkpoint
 from echoir.export import pipeline
 from echoir.export.commands import ALIGNMENT
-from echoir.export.onnx_export import OnnxInfo, tile_alignment
-from echoir.export.pipeline import Request, engines, staged
+from echoir.export.folder import staged
+from echoir.export.graph import OnnxInfo, tile_alignment
+from echoir.export.pipeline import Request, engines
 from echoir.metrics import to_8bit
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.runtime import Artifact, Restorer
 from echoir.runtime.errors import BackendError, ImageError
 from echoir.runtime.files import sha256_file

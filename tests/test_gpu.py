@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from echoir.export.echo.plugin_code import for_class
 from echoir.export.engine import EngineOptions, EngineTarget, build_engine
-from echoir.export.plugin_code import for_class
-from echoir.runtime.artifact import Artifact, Engine, Model, write_artifact
-from echoir.runtime.cuda import BLOCK, Cuda, Memory, cuda, grid
+from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.cuda.driver import BLOCK, Cuda, Memory, cuda, grid
+from echoir.runtime.cuda.plugin_class import DriverKernel
 from echoir.runtime.errors import BackendError
-from echoir.runtime.plugin_class import DriverKernel
+from echoir.runtime.manifest import Engine, Model
 from echoir.runtime.restorer import Restorer
 from echoir.runtime.tiling import reflect
 
@@ -59,7 +60,7 @@ def test_the_plugins_code_launched_by_the_driver_equals_the_reference(
     torch = pytest.importorskip("torch")
     from types import SimpleNamespace
 
-    from echoir.upsampler import echo_upsample
+    from echoir.networks.upsampler import echo_upsample
 
     dtype = np.dtype(np.float16 if storage == "HALF" else np.float32)
     down, guide = (rng.standard_normal(shape).astype(dtype) for shape in ((2, 16, 30, 50), (2, 8, 60, 100)))

@@ -21,7 +21,7 @@ from echoir.checkpoint import save_checkpoint
 from echoir.export import pipeline, quantized
 from echoir.export.quantized import Int8, verdict
 from echoir.metrics import to_8bit
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.runtime import Artifact
 
 SIDE = 32

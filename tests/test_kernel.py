@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from echoir import upsampler
+from echoir.networks import upsampler
+from echoir.networks.upsampler import EchoUpsampler, echo_upsample
 from echoir.runtime.errors import MissingExtraError
-from echoir.upsampler import EchoUpsampler, echo_upsample
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs echoir[kernel]")
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -90,7 +90,7 @@ def test_on_a_cpu_the_function_is_traced_through_and_equals_the_operator() -> No
 
 
 def test_cuda_tensors_without_triton_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("echoir.kernel", "echoir.kernel_backward"):
+    for module in ("echoir.networks.kernel", "echoir.networks.kernel_backward"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'echoir\[kernel\]'"):

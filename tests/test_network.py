@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from echoir.network import PRESETS, EchoIR, EchoIRConfig, pad_to_multiple
+from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig, pad_to_multiple
 
 
 def millions(**switches: object) -> float:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.export.deployed import deployed
-from echoir.export.echo_function import echo_function, node_attributes
-from echoir.export.onnx_export import OPSET, OnnxInfo, export_onnx, opaque_upsampling, tile_alignment
-from echoir.network import EchoIR
-from echoir.upsampler import EchoUpsampler, echo_upsample
+from echoir.export.echo.function import echo_function, node_attributes
+from echoir.export.echo.lowering import deployed
+from echoir.export.graph import OPSET, OnnxInfo, export_onnx, opaque_upsampling, tile_alignment
+from echoir.networks.echoir import EchoIR
+from echoir.networks.upsampler import EchoUpsampler, echo_upsample
 
 TILE = (32, 48)
 Export = Callable[..., tuple[EchoIR, Path, OnnxInfo]]

@@ -17,22 +17,14 @@ from PIL import Image
 
 from echoir.checkpoint import Checkpoint
 from echoir.evaluate import restore_whole
-from echoir.export.figures import AgainstTruth, SetFigures, SquaredError, WorstTile, channel_shift, code_error
-from echoir.export.parity import (
-    GATES,
-    Gate,
-    ParityReport,
-    default_gate,
-    measure_parity,
-    psnr_of_codes,
-    seam_band,
-    windows,
-)
+from echoir.export.proof.figures import AgainstTruth, SetFigures, SquaredError, WorstTile, channel_shift, code_error
+from echoir.export.proof.parity import measure_parity, seam_band, windows
+from echoir.export.proof.results import GATES, Gate, ParityReport, default_gate, psnr_of_codes
 from echoir.export.reference import PyTorchSession
 from echoir.metrics import to_8bit
-from echoir.network import EchoIR
-from echoir.runtime.artifact import Manifest, Precision
+from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import ArtifactError, ImageError
+from echoir.runtime.manifest import Manifest, Precision
 from echoir.samples import SHIPPED, open_samples
 
 HASH = "0" * 64
@@ -352,7 +344,7 @@ def test_shipped_pictures_are_large_enough_for_seams_and_licensed() -> None:
 
 
 def _figures(delta: float) -> Any:
-    from echoir.export.figures import ImageFigures
+    from echoir.export.proof.figures import ImageFigures
 
     error = SquaredError(1e-9, 1)
     truth = AgainstTruth(20, 30, 30 + delta, 0.9, 0.9)

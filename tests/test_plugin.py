@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from echoir.export.plugin_code import compile_for, for_class, target_for
-from echoir.runtime import plugin_class
+from echoir.export.echo.plugin_code import compile_for, for_class, target_for
+from echoir.runtime.cuda import plugin_class
+from echoir.runtime.cuda.plugin_class import DriverKernel, KernelCode
 from echoir.runtime.errors import BackendError
-from echoir.runtime.plugin_class import DriverKernel, KernelCode
 
 HALF, FLOAT, INT32 = (SimpleNamespace(name=name) for name in ("HALF", "FLOAT", "INT32"))
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs pip install 'echoir[kernel]'")

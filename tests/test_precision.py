@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto
 
 from echoir.checkpoint import load_checkpoint
-from echoir.export.onnx_export import build_model, export_onnx
+from echoir.export.graph import build_model, export_onnx
 from echoir.export.precision import CHOICES, to_fp16
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import BackendError
 
 TILE = (48, 64)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from echoir.export import ptx
-from echoir.export.ptx import TARGETS, CompiledKernel, assemble, compile_forward
+from echoir.export.echo import ptx
+from echoir.export.echo.ptx import TARGETS, CompiledKernel, assemble, compile_forward
 from echoir.runtime.errors import BackendError, MissingExtraError
 
 triton = pytest.importorskip("triton", reason="needs echoir[kernel]")

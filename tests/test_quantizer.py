@@ -22,10 +22,10 @@ from echoir.calibration.quantizer import GROUP, quantize, regroup
 from echoir.calibration.ranges import observe
 from echoir.calibration.sampler import Tile, Tiles
 from echoir.checkpoint import load_checkpoint
-from echoir.export.deployed import deployed
-from echoir.export.onnx_export import build_model
+from echoir.export.echo.lowering import deployed
+from echoir.export.graph import build_model
 from echoir.export.precision import to_fp16
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 
 SIDE = 32
 

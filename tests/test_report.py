@@ -15,10 +15,10 @@ import pytest
 from builders import make_manifest
 from PIL import Image
 
-from echoir.export.figures import AgainstTruth, AgainstWhole, ImageFigures, SetFigures, SquaredError, WorstTile
-from echoir.export.parity import Exhibit, Gate, ParityReport
-from echoir.export.report import amplification, render
-from echoir.export.summary import lines, table
+from echoir.export.proof.figures import AgainstTruth, AgainstWhole, ImageFigures, SetFigures, SquaredError, WorstTile
+from echoir.export.proof.report import amplification, render
+from echoir.export.proof.results import Exhibit, Gate, ParityReport
+from echoir.export.proof.summary import lines, table
 
 PSNR = 60.0
 

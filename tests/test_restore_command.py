@@ -15,7 +15,7 @@ from running import echoir
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.images import WRITABLE, open_picture
-from echoir.runtime.restore import Job, Naming, PlanError, plan
+from echoir.runtime.jobs import Job, Naming, PlanError, plan
 
 
 def write(path: Path, seed: int = 0, size: tuple[int, int] = (40, 50), **options: Any) -> np.ndarray[Any, Any]:
@@ -192,7 +192,7 @@ def test_orientation_is_kept_or_applied(identity: Artifact, tmp_path: Path) -> N
 
 
 def test_overlap_and_batch_reach_the_tiles(identity: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from echoir.runtime.sessions import OnnxSession
+    from echoir.runtime.onnx_session import OnnxSession
 
     batches: list[int] = []
     run = OnnxSession.run

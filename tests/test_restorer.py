@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echoir.runtime import Restorer
-from echoir.runtime.artifact import UINT8_NHWC, Artifact, Precision, TensorSpec
+from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
+from echoir.runtime.manifest import UINT8_NHWC, Precision, TensorSpec
 from echoir.runtime.tiling import tile_starts, tile_weights
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -311,6 +312,6 @@ def test_restoring_imports_no_training_stack(identity: Artifact) -> None:
     code = (
         "import sys, numpy; from echoir.runtime import Restorer; "
         f"Restorer.open({str(identity.model_path)!r})(numpy.eye(9, dtype='uint8')); "
-        "sys.exit(bool(set(sys.modules) & {'torch', 'onnx', 'pyvips', 'echoir.network', 'echoir.export'}))"
+        "sys.exit(bool(set(sys.modules) & {'torch', 'onnx', 'pyvips', 'echoir.networks.echoir', 'echoir.export'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

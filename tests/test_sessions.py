@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from builders import make_artifact, make_manifest, make_model
 
-from echoir.runtime.artifact import FLOAT_NCHW, Artifact, Engine, Model, TensorSpec, write_artifact
+from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
+from echoir.runtime.manifest import FLOAT_NCHW, Engine, Model, TensorSpec
 from echoir.runtime.sessions import open_session
 
 

@@ -31,11 +31,12 @@ VERSIONS = {
     "11.4.0.106": "tensorrt-cu13-bindings",
 }
 # The files that talk to TensorRT, and of which class their variables are (a leading "self." and "_" left out).
-WORKER, SESSION, CLASS, EMBEDDED = (
+WORKER, SESSION, LANE, CLASS, EMBEDDED = (
     "export/engine_worker.py",
-    "runtime/tensorrt_session.py",
-    "runtime/plugin_class.py",
-    "export/plugin.py",
+    "runtime/cuda/session.py",
+    "runtime/cuda/lane.py",
+    "runtime/cuda/plugin_class.py",
+    "export/echo/plugin.py",
 )
 VARIABLES = {
     WORKER: {
@@ -50,7 +51,8 @@ VARIABLES = {
         "loaded.create_engine_inspector": "EngineInspector",
         "flags": "NetworkDefinitionCreationFlag",
     },
-    SESSION: {"engine": "ICudaEngine", "context": "IExecutionContext", "runtime": "Runtime"},
+    SESSION: {"engine": "ICudaEngine", "runtime": "Runtime"},
+    LANE: {"engine": "ICudaEngine", "context": "IExecutionContext"},
     CLASS: {"registry": "IPluginRegistry", "types": "PluginFieldType"},
     EMBEDDED: {"trtp": "plugin"},
 }
@@ -114,7 +116,7 @@ def _name(node: ast.AST, variables: dict[str, str]) -> tuple[str, bool]:
 
 
 def wanted(
-    version: tuple[int, ...], files: tuple[str, ...] = (WORKER, SESSION, CLASS, EMBEDDED)
+    version: tuple[int, ...], files: tuple[str, ...] = (WORKER, SESSION, LANE, CLASS, EMBEDDED)
 ) -> dict[str, list[int]]:
     """What must exist in a version of TensorRT."""
     names: dict[str, list[int]] = {}
@@ -267,7 +269,7 @@ def test_polygraphy_configures_the_builder_of_this_version(bindings: Bindings) -
 @pytest.mark.tensorrt
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install 'echoir[rtx]'")
 def test_tensorrt_rtx_has_every_name_of_worker_and_session() -> None:
-    names = wanted((99,), (WORKER, SESSION)) | {name: [] for name in RTX_ONLY}
+    names = wanted((99,), (WORKER, SESSION, LANE)) | {name: [] for name in RTX_ONLY}
     names = {name: counts for name, counts in names.items() if not name.startswith(tuple(SINCE))}
     code = (
         "import runpy, sys, tensorrt_rtx; sys.modules['tensorrt_bindings'] = tensorrt_rtx; "

@@ -26,13 +26,14 @@ from builders import Io, make_artifact
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from echoir.runtime import cuda as cuda_module
-from echoir.runtime.artifact import Artifact, Engine, Model, TensorSpec, write_artifact
-from echoir.runtime.cuda import KERNELS
+from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.cuda import driver as cuda_module
+from echoir.runtime.cuda.driver import KERNELS
+from echoir.runtime.cuda.session import TensorRTSession
 from echoir.runtime.errors import ArtifactError, BackendError, RejectedOutputError
+from echoir.runtime.manifest import Engine, Model, TensorSpec
 from echoir.runtime.restorer import Restorer
 from echoir.runtime.sessions import open_session
-from echoir.runtime.tensorrt_session import TensorRTSession
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Start = Callable[..., fake_gpu.Gpu]
@@ -364,7 +365,8 @@ def test_no_device_is_a_backend_error(start: Start, tmp_path: Path) -> None:
 
 def test_the_compiled_kernels_are_those_of_the_source() -> None:
     """Recompiled by `python benchmarks/tiles_ptx.py` after every change."""
-    source, ptx = (resources.files("echoir.runtime").joinpath(name).read_text() for name in ("tiles.cu", "tiles.ptx"))
+    folder = resources.files("echoir.runtime.cuda")
+    source, ptx = (folder.joinpath(name).read_text() for name in ("tiles.cu", "tiles.ptx"))
     assert ptx.startswith(f"// tiles.cu, SHA-256 {hashlib.sha256(source.encode()).hexdigest()}\n")
     assert re.search(r"^\.version 8\.1$", ptx, re.MULTILINE)
     assert re.search(r"^\.target sm_75$", ptx, re.MULTILINE)

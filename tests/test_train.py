@@ -19,7 +19,7 @@ from running import echoir
 from echoir.checkpoint import load_checkpoint
 from echoir.data import Picture, list_pictures
 from echoir.journal import read_csv
-from echoir.network import EchoIR
+from echoir.networks.echoir import EchoIR
 from echoir.recipe import Recipe, Stage
 from echoir.runtime.errors import ArtifactError
 from echoir.strategy import DivergedError

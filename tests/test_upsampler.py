@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from echoir.upsampler import EchoUpsampler, echo_upsample
+from echoir.networks.upsampler import EchoUpsampler, echo_upsample
 
 
 def literal(

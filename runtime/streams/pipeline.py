@@ -15,14 +15,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from echoir.runtime.errors import RejectedOutputError
-
-if TYPE_CHECKING:
-    from echoir.runtime.restorer import Restorer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Policy = Literal["pass", "drop", "slow"]
@@ -298,6 +295,13 @@ class _Queue(Generic[T]):
                 self._changed.notify_all()
 
 
+class Restore(Protocol):
+    """Restores an image, as :class:`~echoir.runtime.restorer.Restorer` does."""
+
+    def __call__(self, image: Array, *, out: Array | None = None) -> Array:
+        """The image restored, in ``out`` where that is given."""
+
+
 @dataclass
 class Frame:
     """An image on its way through :meth:`Restorer.stream`.
@@ -328,7 +332,7 @@ class ImageStream:
 
     def __init__(
         self,
-        restorer: Restorer,
+        restorer: Restore,
         frames: Iterable[Array | Frame],
         deadline: float | None,
         policy: Policy,

@@ -84,7 +84,7 @@ class Cuda:
 
     def kernels(self) -> dict[str, Any]:
         """The kernels of tiles.cu; they last as long as one of them is held."""
-        ptx = files("echoir.runtime").joinpath("tiles.ptx").read_bytes()
+        ptx = files("echoir.runtime.cuda").joinpath("tiles.ptx").read_bytes()
         module = self.driver.module_from_buffer(ptx)
         functions = {name: module.get_function(name) for name in KERNELS}
         for name, arguments in KERNELS.items():

@@ -2,7 +2,7 @@
 
 Importing this module registers the plugin. The engine then runs from trtexec, C++ or DeepStream with
 no library beside it, for it holds the PTX; this module is needed while it is built. Older versions:
-:mod:`echoir.runtime.plugin_class`.
+:mod:`echoir.runtime.cuda.plugin_class`.
 
 TensorRT reads the annotations themselves, so this file cannot postpone them. The two attributes are arrays of
 one number, since TensorRT 10.9 makes an ``int`` of them in a way that numpy 2.4 refuses.
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt.plugin as trtp
 
-from echoir.export.plugin_code import compile_for, target_for
+from echoir.export.echo.plugin_code import compile_for, target_for
 
 _target = 80
 

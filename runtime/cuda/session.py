@@ -1,36 +1,33 @@
 """Runs TensorRT and TensorRT-RTX engines, on PyCUDA.
 
 A session holds one engine, one stream for inference and one piece of scratch memory, whatever the
-number of threads; each call works in a :class:`Lane` of its own, taken from a pool, with its
-execution context, buffers and streams. So threads do not mix images and do not multiply the
-memory for activations, and once every thread has run, nothing is allocated any more.
+number of threads; each call works in a lane of its own (:mod:`echoir.runtime.cuda.lane`), taken from
+a pool, with its execution context, buffers and streams. So threads do not mix images and do not multiply
+the memory for activations, and once every thread has run, nothing is allocated any more.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echoir.runtime.artifact import Artifact, Manifest, TensorSpec
-from echoir.runtime.cuda import CaptureError, Cuda, Graph, Memory, cuda
-from echoir.runtime.device_image import DeviceImage, ReadStrip, Strip
+from echoir.runtime.artifact import Artifact
+from echoir.runtime.contract import Array, ReadStrip, Strip, check_tensor
+from echoir.runtime.cuda.driver import Cuda, Memory, cuda
+from echoir.runtime.cuda.image import ImageLane
 from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
-from echoir.runtime.sessions import check_tensor
+from echoir.runtime.manifest import Manifest
 from echoir.runtime.tiling import Axis
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Array = np.ndarray[Any, np.dtype[Any]]
 MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}  # import name, extra
-SLOTS = 2  # batches under way at a time: one is computed while the other is filled or emptied
 
 
 class TensorRTSession:
@@ -53,7 +50,7 @@ class TensorRTSession:
         self._cuda = cuda()
         _check_place(self.manifest, self._trt, self._cuda)
         self._lock = threading.Lock()
-        self._idle: list[Lane] = []
+        self._idle: list[ImageLane] = []
         self._busy = 0
         self._closed = threading.Event()
         self._memory = Memory(self._cuda)
@@ -66,7 +63,7 @@ class TensorRTSession:
 
     def _open(self, artifact: Artifact) -> None:
         if self.manifest.engine is not None and self.manifest.engine.details.get("upsampler") == "plugin class":
-            from echoir.runtime.plugin_class import register
+            from echoir.runtime.cuda.plugin_class import register
 
             register(self._trt)
         self._logger = _logger(self._trt)
@@ -145,7 +142,7 @@ class TensorRTSession:
         self.close()
 
     @contextmanager
-    def _lane(self, batch: int) -> Iterator[Lane]:
+    def _lane(self, batch: int) -> Iterator[ImageLane]:
         """A lane that no other call has, for batches of this size."""
         size = self.manifest.tile.batch or batch
         with self._lock:
@@ -160,7 +157,7 @@ class TensorRTSession:
             with self._guarded():
                 if lane is None:
                     with self._lock, self._cuda.current():
-                        new = Lane(self._cuda, self._trt, self._engine, self.manifest, self._compute, size)
+                        new = ImageLane(self._cuda, self._trt, self._engine, self.manifest, self._compute, size)
                         new.prepare(self._scratch, self._scratch_size)
                     lane = new
                 yield lane
@@ -189,165 +186,6 @@ class TensorRTSession:
             raise BackendError(
                 f"{self.manifest.model.backend} stopped on {self._cuda.name}: {cause} ({error})"
             ) from error
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Tiles of a batch, as tiles.cu takes them."""
-
-    height: int
-    width: int
-    channels_last: int
-    bytes: int  # 1 for uint8, 0 for float32
-
-
-def _layout(spec: TensorSpec, manifest: Manifest) -> Layout:
-    tile = manifest.tile
-    return Layout(tile.height, tile.width, int(spec.layout == "NHWC"), int(spec.dtype == "uint8"))
-
-
-class Slot:
-    """Buffers of one batch: on the device, and pinned on the host for :meth:`Lane.run`."""
-
-    def __init__(self, cuda: Cuda, memory: Memory, manifest: Manifest, batch: int) -> None:
-        tile = manifest.tile
-        self.staged, self.fetched = (
-            cuda.pinned(spec.shape(batch, tile.height, tile.width), np.dtype(spec.dtype))
-            for spec in (manifest.input, manifest.output)
-        )
-        self.given, self.made = memory.take(self.staged.nbytes), memory.take(self.fetched.nbytes)
-        self.filled, self.written, self.read = cuda.event(), cuda.event(), cuda.event()
-        self.graph: Graph | None = None
-
-
-class Lane:
-    """All that one call needs: an execution context, two slots, streams, and the image last restored.
-
-    Args:
-        cuda: the device; its context is current.
-        trt: the library.
-        engine: shared with other lanes, as is ``compute``, the stream for inference.
-        manifest: of the engine.
-        batch: tiles per run.
-    """
-
-    def __init__(self, cuda: Cuda, trt: Any, engine: Any, manifest: Manifest, compute: Any, batch: int) -> None:
-        self.batch, self.compute = batch, compute
-        self.given, self.made = _layout(manifest.input, manifest), _layout(manifest.output, manifest)
-        self._cuda, self._manifest = cuda, manifest
-        self._memory = Memory(cuda)
-        self._image: DeviceImage | None = None
-        self._count = 0
-        self._slots: list[Slot] = []
-        try:
-            self._slots = [Slot(cuda, self._memory, manifest, batch) for _ in range(SLOTS)]
-            self._upload, self._download = cuda.stream(), cuda.stream()
-            self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            if self._context is None:
-                raise BackendError(f"{manifest.name}: no execution context (out of memory?)")
-        except BaseException:
-            self.free()
-            raise
-
-    def prepare(self, scratch: int, size: int) -> None:
-        """Give the context its scratch memory, run once, and record a graph of each slot if that can be done."""
-        try:
-            self._context.set_device_memory(scratch, size)
-            tile = self._manifest.tile
-            shape = self._manifest.input.shape(self.batch, tile.height, tile.width)
-            if not self._context.set_input_shape(self._manifest.input.name, shape):
-                raise BackendError(f"{self._manifest.name} does not take batches of {self.batch}")
-            for slot in self._slots:
-                self._cuda.driver.memset_d8_async(slot.given, 0, slot.staged.nbytes, self.compute)
-                self._enqueue(slot, self.compute)  # what is done on a first run cannot be recorded
-                self.compute.synchronize()
-                with suppress(CaptureError):  # in a stream of this lane's: another lane may be using the shared one
-                    slot.graph = Graph(self._upload, partial(self._execute, slot, self._upload))
-        except BaseException:
-            self.free()
-            raise
-
-    @property
-    def graphed(self) -> bool:
-        """Whether a batch is started as one CUDA graph."""
-        return all(slot.graph is not None for slot in self._slots)
-
-    def next_slot(self) -> Slot:
-        """The slots in turn."""
-        self._count += 1
-        return self._slots[self._count % SLOTS]
-
-    def infer(self, slot: Slot) -> None:
-        """Run the engine on a slot, in the stream for inference."""
-        if slot.graph is not None:
-            slot.graph.launch(self.compute)
-        else:
-            self._enqueue(slot, self.compute)
-        slot.written.record(self.compute)
-
-    def run(self, tiles: Array, output: Array) -> None:
-        """Tiles from the host through the engine and back; the context is current."""
-        pending: list[tuple[int, Slot]] = []
-        try:
-            for start in range(0, len(tiles), self.batch):
-                if len(pending) == SLOTS:
-                    self._collect(output, *pending.pop(0))
-                slot = self.next_slot()
-                self._start(slot, tiles[start : start + self.batch])
-                pending.append((start, slot))
-            while pending:
-                self._collect(output, *pending.pop(0))
-        except BaseException:
-            for stream in (self._upload, self.compute, self._download):
-                stream.synchronize()
-            raise
-
-    def image(self, kernels: dict[str, Any], down: Axis, across: Axis, rows: Array) -> DeviceImage:
-        """Buffers for an image like this: those of the last, if they fit."""
-        if self._image is None or not self._image.fits(down, across, rows):
-            if self._image is not None:
-                self._image.free()
-                self._image = None
-            self._image = DeviceImage(self._cuda, kernels, down, across, rows)
-        return self._image
-
-    def free(self) -> None:
-        """Give everything back; the context is current."""
-        for slot in self._slots:
-            if slot.graph is not None:
-                slot.graph.close()
-        if self._image is not None:
-            self._image.free()
-        self._memory.free()
-        self._slots, self._image, self._context = [], None, None
-        self._upload = self._download = None
-
-    def _start(self, slot: Slot, batch: Array) -> None:
-        slot.staged[: len(batch)] = batch
-        slot.staged[len(batch) :] = batch[-1]
-        driver = self._cuda.driver
-        driver.memcpy_htod_async(slot.given, slot.staged, self._upload)
-        slot.filled.record(self._upload)
-        self.compute.wait_for_event(slot.filled)
-        self.infer(slot)
-        self._download.wait_for_event(slot.written)
-        driver.memcpy_dtoh_async(slot.fetched, slot.made, self._download)
-        slot.read.record(self._download)
-
-    def _collect(self, output: Array, start: int, slot: Slot) -> None:
-        slot.read.synchronize()
-        part = output[start : start + self.batch]
-        part[:] = slot.fetched[: len(part)]
-
-    def _enqueue(self, slot: Slot, stream: Any) -> None:
-        if not self._execute(slot, stream):
-            raise BackendError(f"{self._manifest.name}: the engine could not be started")
-
-    def _execute(self, slot: Slot, stream: Any) -> bool:
-        self._context.set_tensor_address(self._manifest.input.name, slot.given)
-        self._context.set_tensor_address(self._manifest.output.name, slot.made)
-        done: bool = self._context.execute_async_v3(stream.handle)
-        return done
 
 
 def _library(manifest: Manifest) -> Any:

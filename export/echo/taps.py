@@ -1,6 +1,6 @@
 """EchoUpsample as an ONNX function for TensorRT's compiler: tap by tap, without a transposition.
 
-Same node, same result as :mod:`echoir.export.echo_function`, whose block form is the faster one in ONNX
+Same node, same result as :mod:`echoir.export.echo.function`, whose block form is the faster one in ONNX
 Runtime on a CPU. TensorRT fuses what stands between two reductions into one kernel, and here that is
 nearly all there is: the mean of each cell, the differences to the cells of every tap summed over K, and
 the weighted cells summed over the taps. The engine builder puts this function into the file that it
@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from echoir.export.echo_function import ATTRIBUTES, DOMAIN, NAME, FunctionBody
-from echoir.upsampler import Combine
+from echoir.export.echo.function import ATTRIBUTES, DOMAIN, NAME, FunctionBody
+from echoir.networks.upsampler import Combine
 
 
 def tap_function(radius: int, combine: Combine, opset: int) -> onnx.FunctionProto:
-    """Build the function; arguments as for :func:`~echoir.export.echo_function.echo_function`, computing in float32."""
+    """Build the function; arguments as for :func:`~echoir.export.echo.function.echo_function`, computing in float32."""
     body = FunctionBody()
     offsets = [(i, j) for i in range(-radius, radius + 1) for j in range(-radius, radius + 1)]
     place = np.array([-0.25, 0.25])  # of a pixel in its cell, along one axis

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echoir.export import int8_section
-from echoir.export.figures import AgainstWhole, SetFigures
-from echoir.export.summary import degradation, signed
+from echoir.export.proof import int8_section
+from echoir.export.proof.figures import AgainstWhole, SetFigures
+from echoir.export.proof.summary import degradation, signed
+from echoir.runtime.files import atomic_write
 
 if TYPE_CHECKING:
-    from echoir.export.parity import Exhibit, Gate, ParityReport
-    from echoir.runtime.artifact import Manifest
+    from echoir.export.proof.results import Exhibit, Gate, ParityReport
+    from echoir.runtime.manifest import Manifest
 
 
 def render(report: ParityReport) -> str:
@@ -44,6 +47,24 @@ def render(report: ParityReport) -> str:
         f'<meta name="color-scheme" content="light dark">\n<style>{style}</style>\n</head>\n'
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+
+
+def write_report(report: ParityReport, folder: Path) -> None:
+    """Write ``parity.json`` and ``report.html`` into an existing folder; ``sensitivity.json`` too, if there is any.
+
+    Raises:
+        ImageError: a file cannot be written.
+    """
+    texts = {"parity.json": _json(report.to_json()), "report.html": render(report)}
+    if report.int8 is not None:
+        texts["sensitivity.json"] = _json(report.int8)
+    for name, text in texts.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def amplification(difference: NDArray[np.float32]) -> int:

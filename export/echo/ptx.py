@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from echoir.runtime.errors import BackendError, needs_extra
 
 if TYPE_CHECKING:
-    from echoir.kernel import Tiling
-    from echoir.upsampler import Combine
+    from echoir.networks.kernel import Tiling
+    from echoir.networks.upsampler import Combine
 
 Storage = Literal["fp32", "fp16", "bf16"]
 
@@ -96,7 +96,7 @@ def compile_forward(
         channels: C of ``down`` and of the output.
         guide_channels: K of the guide.
         radius: neighbourhood radius in cells, >= 0.
-        combine: ``"sum"`` or ``"product"``; see :func:`echoir.upsampler.echo_upsample`.
+        combine: ``"sum"`` or ``"product"``; see :func:`echoir.networks.upsampler.echo_upsample`.
         storage: type of down, guide and output. Sums are float32 whatever it is.
         sigma_storage: type of both sigmas.
         plane: N, h and w that the kernel will mostly be launched with, to choose the tiling from.
@@ -112,7 +112,7 @@ def compile_forward(
         from triton.compiler import ASTSource
         from triton.runtime.errors import PTXASError
 
-        from echoir.kernel import Tiling, compile_time, echo_upsample_forward
+        from echoir.networks.kernel import Tiling, compile_time, echo_upsample_forward
     if target not in TARGETS:
         raise BackendError(f"no PTX for sm_{target}; known are {', '.join(f'sm_{known}' for known in TARGETS)}")
     major, minor = TARGETS[target]

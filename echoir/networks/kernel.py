@@ -1,4 +1,4 @@
-"""EchoUpsample as a Triton kernel; its gradients are in :mod:`echoir.kernel_backward`.
+"""EchoUpsample as a Triton kernel; its gradients are in :mod:`echoir.networks.kernel_backward`.
 
 The operator does little arithmetic on the bytes it moves: its floor is reading ``down`` and the
 guide once and writing the output once. So one thread owns one low-resolution cell, or two below
@@ -293,7 +293,7 @@ def forward(
     combine: str,
     tiling: Tiling | None = None,
 ) -> Tensor:
-    """Launch the kernel on tensors that fit each other; see :func:`echoir.upsampler.echo_upsample`.
+    """Launch the kernel on tensors that fit each other; see :func:`echoir.networks.upsampler.echo_upsample`.
 
     The tensors are on one CUDA device, or anywhere in Triton's interpreter. Sums are float32, or
     float64 where ``down`` or the guide is.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from echoir.export.figures import AgainstTruth
-    from echoir.export.parity import Gate, ParityReport
+    from echoir.export.proof.figures import AgainstTruth
+    from echoir.export.proof.results import Gate, ParityReport
 
 HEAD = ["picture", "to PyTorch", "codes", "input", "PyTorch", "engine", "change", "SSIM"]
 

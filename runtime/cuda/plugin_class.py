@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from echoir.runtime.cuda import driver_library
+from echoir.runtime.cuda.driver import driver_library
 from echoir.runtime.errors import BackendError
 
 NAME, NAMESPACE, VERSION = "EchoUpsample", "echoir", "1"
@@ -23,7 +23,7 @@ NAME, NAMESPACE, VERSION = "EchoUpsample", "echoir", "1"
 
 @dataclass(frozen=True)
 class KernelCode:
-    """A kernel and how to launch it; see :class:`echoir.export.ptx.CompiledKernel`."""
+    """A kernel and how to launch it; see :class:`echoir.export.echo.ptx.CompiledKernel`."""
 
     name: str
     ptx: str

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echoir.network import (
+from echoir.networks.echoir import (
     ChannelAttention,
     Downsample,
     EchoIR,
@@ -55,7 +55,7 @@ def deployed(network: EchoIR) -> EchoIR:
 
 
 class Block(nn.Module):
-    """:class:`echoir.network.MixAttentionBlock`, deployed."""
+    """:class:`echoir.networks.echoir.MixAttentionBlock`, deployed."""
 
     def __init__(self, block: MixAttentionBlock) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Zero mean and unit variance over channels: :class:`echoir.network.LayerNorm` without its affine part."""
+    """Zero mean and unit variance over channels: :class:`echoir.networks.echoir.LayerNorm` without its affine part."""
 
     one: Tensor
 
@@ -140,7 +140,7 @@ class Mix(nn.Module):
 
 
 class Gated(nn.Module):
-    """:class:`echoir.network.GatedFeedForward`, its branches apart."""
+    """:class:`echoir.networks.echoir.GatedFeedForward`, its branches apart."""
 
     def __init__(self, norm: LayerNorm, feed_forward: GatedFeedForward) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Gated(nn.Module):
 
 
 class Plain(nn.Module):
-    """:class:`echoir.network.FeedForward` with the normalization's affine part folded in."""
+    """:class:`echoir.networks.echoir.FeedForward` with the normalization's affine part folded in."""
 
     def __init__(self, norm: LayerNorm, feed_forward: FeedForward) -> None:
         super().__init__()

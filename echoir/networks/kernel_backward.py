@@ -5,7 +5,7 @@ gradient of the squared distance. Both are images, one per tap. The other two ke
 low-resolution cell each and read the entries of the pixels that reach it. In between, entries of
 taps outside the image are added to those of the border cell that they had read.
 
-Conventions are those of :mod:`echoir.kernel`. A slope is a derivative of the loss.
+Conventions are those of :mod:`echoir.networks.kernel`. A slope is a derivative of the loss.
 """
 
 # ruff: noqa: N803, N806, RUF005  # compile-time constants are upper case in Triton; its tuples grow by +
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from echoir.kernel import (
+from echoir.networks.kernel import (
     Tiling,
     compile_time,
     compute_type,
@@ -195,7 +195,7 @@ def backward(
     combine: str,
     tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of :func:`echoir.kernel.forward` with respect to its four tensors, deterministic.
+    """Gradients of :func:`echoir.networks.kernel.forward` with respect to its four tensors, deterministic.
 
     Args:
         gradient: [N, C, 2h, 2w], of the output; the rest as given to that function, stacks aside.

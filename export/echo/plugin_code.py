@@ -5,18 +5,18 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from echoir.export.echo_function import COMBINES
-from echoir.export.ptx import TARGETS, CompiledKernel, compile_forward
+from echoir.export.echo.function import COMBINES
+from echoir.export.echo.ptx import TARGETS, CompiledKernel, compile_forward
 from echoir.runtime.errors import BackendError
 
 if TYPE_CHECKING:
-    from echoir.runtime.plugin_class import Compile, KernelCode
+    from echoir.runtime.cuda.plugin_class import Compile, KernelCode
 
 _STORAGE = {"HALF": "fp16", "FLOAT": "fp32", "BF16": "bf16"}
 
 
 def target_for(capability: str) -> int:
-    """The latest target of :data:`~echoir.export.ptx.TARGETS` that a GPU runs: its own, or the next older one.
+    """The latest target of :data:`~echoir.export.echo.ptx.TARGETS` that a GPU runs: its own, or the next older one.
 
     Raises:
         BackendError: a GPU older than all of them.
@@ -67,8 +67,8 @@ def _compile(
 
 
 def for_class(capability: str) -> Compile:
-    """What :func:`echoir.runtime.plugin_class.register` asks for the code of a node."""
-    from echoir.runtime.plugin_class import KernelCode
+    """What :func:`echoir.runtime.cuda.plugin_class.register` asks for the code of a node."""
+    from echoir.runtime.cuda.plugin_class import KernelCode
 
     target = target_for(capability)
 

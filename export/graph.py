@@ -16,12 +16,12 @@ import onnxsim
 import torch
 from torch import Tensor, nn
 
-from echoir.export.deployed import deployed
-from echoir.export.echo_function import DOMAIN, NAME, echo_function, node_attributes
-from echoir.network import EchoIR
+from echoir.export.echo.function import DOMAIN, NAME, echo_function, node_attributes
+from echoir.export.echo.lowering import deployed
+from echoir.networks.echoir import EchoIR
+from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime.errors import BackendError
 from echoir.runtime.files import atomic_write
-from echoir.upsampler import EchoUpsampler
 
 IO = Literal["float", "uint8"]
 Precision = Literal["fp32", "fp16"]

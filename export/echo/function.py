@@ -2,7 +2,7 @@
 
 The exporter leaves one opaque node ``echoir::EchoUpsample`` per upsampler; the file carries this
 function of the same name. ONNX Runtime and TensorRT's parser inline it; a TensorRT plugin may
-replace it. The body is the block form of :mod:`echoir.upsampler`, so it needs two batched matrix
+replace it. The body is the block form of :mod:`echoir.networks.upsampler`, so it needs two batched matrix
 products and a dozen element-wise nodes, whatever the radius, without a node per tap or phase.
 
 Node inputs: down [N, C, h, w], guide [N, K, 2h, 2w], sigma_spatial [1], sigma_range [1], where h
@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.upsampler import Combine, block_tables
+from echoir.networks.upsampler import Combine, block_tables
 
 DOMAIN = "echoir"
 NAME = "EchoUpsample"
@@ -37,7 +37,7 @@ def echo_function(radius: int, combine: Combine, opset: int, compute: int = Tens
 
     Args:
         radius: neighbourhood radius in cells, >= 0.
-        combine: ``"sum"`` or ``"product"``; see :func:`echoir.upsampler.echo_upsample`.
+        combine: ``"sum"`` or ``"product"``; see :func:`echoir.networks.upsampler.echo_upsample`.
         opset: version of the default domain that the body is written in, >= 18.
         compute: type of distances, weights and sums; inputs of any floating type are cast to it,
             and the output has the type of ``down``.

@@ -8,37 +8,18 @@ own, two strips and two batches at a time; events keep a buffer from being writt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from echoir.runtime.cuda import BLOCK, Cuda, Memory, grid
+from echoir.runtime.contract import Array, ReadStrip, Strip
+from echoir.runtime.cuda.driver import BLOCK, Cuda, Memory, grid
+from echoir.runtime.cuda.lane import Lane
 from echoir.runtime.tiling import Axis
 
-if TYPE_CHECKING:
-    from echoir.runtime.tensorrt_session import Lane
-
-Array = np.ndarray[Any, np.dtype[Any]]
-ReadStrip = Callable[[int], Array]
 KINDS = {np.dtype(np.uint8): 0, np.dtype(np.uint16): 1, np.dtype(np.float32): 2}  # as in tiles.cu
 NAN, INFINITE, OUTPUT_VARIES, INPUT_VARIES = 1, 2, 4, 8  # bits of the flags, as in tiles.cu
-
-
-@dataclass(frozen=True)
-class Strip:
-    """One strip of tiles, done.
-
-    Attributes:
-        rows: finished rows, [rows, W, 3] or [rows, W], of the image's type; they last until the next
-            strip is asked for.
-        suspects: (tile, a value of its output) where the output has NaN or infinite values, or is
-            constant though the input is not. The value is NaN, infinite, or the constant.
-    """
-
-    rows: Array
-    suspects: list[tuple[int, float]]
 
 
 class DeviceImage:
@@ -203,3 +184,25 @@ class DeviceImage:
 
     def _launch(self, name: str, stream: Any, blocks: tuple[int, int, int], *arguments: int) -> None:
         self._kernels[name].prepared_async_call(blocks, BLOCK, stream, *arguments)
+
+
+class ImageLane(Lane):
+    """A lane that keeps the buffers of the image last restored."""
+
+    _image: DeviceImage | None = None
+
+    def image(self, kernels: dict[str, Any], down: Axis, across: Axis, rows: Array) -> DeviceImage:
+        """Buffers for an image like this: those of the last, if they fit."""
+        if self._image is None or not self._image.fits(down, across, rows):
+            if self._image is not None:
+                self._image.free()
+                self._image = None
+            self._image = DeviceImage(self._cuda, kernels, down, across, rows)
+        return self._image
+
+    def free(self) -> None:
+        """Give everything back; the context is current."""
+        if self._image is not None:
+            self._image.free()
+            self._image = None
+        super().free()

@@ -1,0 +1,1 @@
+"""Does the engine still do what the network did? Figures, gates, and the report that shows them."""

@@ -1,0 +1,146 @@
+"""What a measurement of parity gives: figures beside the gate they must pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echoir.export.proof.figures import Image, ImageFigures, SetFigures, Window
+from echoir.runtime.manifest import Manifest
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an artifact must reach.
+
+    Attributes:
+        min_psnr: engine against PyTorch, in dB, for the worst image of the set; None asks nothing.
+        max_drop: the largest change of the mean PSNR against ground truth, in dB, either way.
+    """
+
+    min_psnr: float | None
+    max_drop: float | None
+
+    def failures(self, figures: SetFigures) -> list[str]:
+        """Why the figures do not pass, one sentence each; empty if they do."""
+        reasons = []
+        worst, delta = figures.worst, figures.truth.delta_psnr
+        if self.min_psnr is not None and not worst.error.psnr >= self.min_psnr:
+            reasons.append(
+                f"engine against PyTorch is {worst.error.psnr:.2f} dB on {worst.name}, the gate is {self.min_psnr:g} dB"
+            )
+        if self.max_drop is not None and not abs(delta) <= self.max_drop:
+            reasons.append(f"PSNR against ground truth changes by {delta:+.4f} dB, the gate is {self.max_drop:g} dB")
+        return reasons
+
+
+# Engine against PyTorch in float32, for an engine that gives floats.
+GATES = {
+    "fp32": Gate(min_psnr=90.0, max_drop=None),
+    "fp16": Gate(min_psnr=55.0, max_drop=0.02),
+    "int8": Gate(min_psnr=None, max_drop=0.10),
+}
+
+
+def default_gate(manifest: Manifest, min_psnr: float | None = None, max_drop: float | None = None) -> Gate:
+    """The gate of a precision, translated for models that give 8-bit codes; limits that are given replace its own."""
+    gate = GATES[manifest.precision.name]
+    if manifest.output.dtype == "uint8" and gate.min_psnr is not None:
+        gate = replace(gate, min_psnr=round(psnr_of_codes(gate.min_psnr), 1))
+    return Gate(gate.min_psnr if min_psnr is None else min_psnr, gate.max_drop if max_drop is None else max_drop)
+
+
+def psnr_of_codes(psnr: float) -> float:
+    """PSNR of two images after each was rounded to 8 bits, from that before rounding.
+
+    For an error e (in codes) much smaller than one, values spread evenly between two codes round
+    apart with probability \\|e\\|, and then differ by one code: the squared error is the mean of
+    \\|e\\|, for a Gaussian e of standard deviation s it is s * sqrt(2 / pi). Hence 90 dB becomes 70.0
+    and 55 dB becomes 52.5. (Against values that are not rounded, rounding noise alone, 1/12 of a
+    squared code, would cap any engine at 58.9 dB.)
+    """
+    deviation = 255 * 10 ** (-psnr / 20)
+    return 10 * math.log10(255**2 / (deviation * math.sqrt(2 / math.pi)))
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What the report shows of an image: its worst tile's surroundings, at most 512 pixels wide and high.
+
+    Attributes:
+        window: rows and columns of the image.
+        before, after: uint8 [h, w, 3]; the degraded input and the engine's output.
+        difference: float32 [h, w, 3], engine minus PyTorch.
+    """
+
+    figures: ImageFigures
+    window: Window
+    before: NDArray[np.uint8]
+    after: NDArray[np.uint8]
+    difference: Image
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Everything that was measured of one artifact.
+
+    Attributes:
+        manifest: of the artifact.
+        conditions: pictures, degradation, tile, overlap, versions.
+        figures: of all images that gave pixels; None if none did.
+        rejected: (image, reason) where the engine gave NaN, infinite or constant pixels.
+        gate: what was asked.
+        exhibits: the worst images, worst first.
+        int8: the search behind an int8 artifact, as :attr:`echoir.export.quantized.Int8.sensitivity`; None
+            where it is not known.
+    """
+
+    manifest: Manifest
+    conditions: dict[str, Any]
+    figures: SetFigures | None
+    rejected: tuple[tuple[str, str], ...]
+    gate: Gate
+    exhibits: tuple[Exhibit, ...]
+    int8: dict[str, Any] | None = None
+
+    @property
+    def failures(self) -> list[str]:
+        """Why the gate is not passed; empty if it is."""
+        reasons = [f"{name}: {reason}" for name, reason in self.rejected]
+        return reasons + (self.gate.failures(self.figures) if self.figures else [])
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the whole set and the gate: what the manifest carries."""
+        return {
+            "conditions": self.conditions,
+            "figures": None if self.figures is None else self.figures.to_json(),
+            "gate": {**asdict(self.gate), "passed": self.passed, "failures": self.failures},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``parity.json``."""
+        manifest = self.manifest
+        return {
+            "format": FORMAT,
+            "artifact": {
+                "name": manifest.name,
+                "file": manifest.model.file,
+                "sha256": manifest.model.sha256,
+                "backend": manifest.model.backend,
+                "precision": manifest.precision.name,
+            },
+            "checkpoint": asdict(manifest.checkpoint),
+            **self.summary(),
+            "images": [image.to_json() for image in self.figures.images] if self.figures else [],
+            "rejected": [{"name": name, "reason": reason} for name, reason in self.rejected],
+        }

@@ -1,0 +1,78 @@
+"""What a session is: it runs batches of tiles through a model. One contract, one class per backend.
+
+A session takes and gives whole batches in its manifest's layout and type; what tiles are and how
+they become an image is :mod:`echoir.runtime.restorer`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from echoir.runtime.errors import ArtifactError
+from echoir.runtime.manifest import Manifest, TensorSpec
+from echoir.runtime.tiling import Axis
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Device = Literal["cpu", "cuda"]
+Array = np.ndarray[Any, np.dtype[Any]]
+ReadStrip = Callable[[int], Array]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One strip of tiles, done.
+
+    Attributes:
+        rows: finished rows, [rows, W, 3] or [rows, W], of the image's type; they last until the next
+            strip is asked for.
+        suspects: (tile, a value of its output) where the output has NaN or infinite values, or is
+            constant though the input is not. The value is NaN, infinite, or the constant.
+    """
+
+    rows: Array
+    suspects: list[tuple[int, float]]
+
+
+class Session(Protocol):
+    """Runs tiles. Any number of threads may call :meth:`run` at the same time."""
+
+    def run(self, tiles: Array) -> Array:
+        """[N, ...] in the input's layout and type -> [N, ...] in the output's, for any N >= 1."""
+
+    def close(self) -> None:
+        """Give back what the session holds; it cannot be used afterwards."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+@runtime_checkable
+class ImageSession(Session, Protocol):
+    """A session that also cuts an image into tiles and blends them, on its device."""
+
+    def strips(
+        self, read: Callable[[int], Array], down: Axis, across: Axis, batch: int
+    ) -> Generator[Strip, None, None]:
+        """See :meth:`echoir.runtime.cuda.session.TensorRTSession.strips`."""
+
+
+def check_tensor(role: str, spec: TensorSpec, manifest: Manifest, name: str, dtype: str, shape: list[int]) -> None:
+    """Refuse a tensor of a model that is not what the manifest says; 0 in a shape stands for any size."""
+    hint = "the manifest does not belong to this model"
+    if name != spec.name:
+        raise ArtifactError(f"{role}.name", name, spec.name, hint)
+    if dtype != spec.dtype:
+        raise ArtifactError(f"{role}.dtype", dtype, spec.dtype, hint)
+    tile = manifest.tile
+    needed = spec.shape(tile.batch or 0, tile.height, tile.width)
+    if shape != list(needed):
+        shown = ["any" if size == 0 else size for size in shape]
+        wanted = ["any" if size == 0 else size for size in needed]
+        raise ArtifactError(f"{role}.shape", shown, wanted, f"{hint}: wrong tile, batch or layout")

@@ -1,0 +1,191 @@
+"""The manifest of a model file: what a device needs to know about it, and what was proved of it.
+
+The dataclasses below are the format: their types are checked on the way in and on the way out, and a
+file that does not match is refused by field name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from echoir.runtime.checked import EDITED, FileName, Must, Natural, Positive, Seconds, Sha256, Text, kind_of, parse
+from echoir.runtime.descriptor import Network
+from echoir.runtime.errors import ArtifactError
+
+FORMAT = 1
+SUFFIXES = {".onnx": ("onnxruntime",), ".engine": ("tensorrt", "tensorrt-rtx")}
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """The weights that went in."""
+
+    name: Text
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model file; :func:`write_artifact` fills in all but the backend."""
+
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    file: FileName = ""
+    sha256: Sha256 = ""
+    bytes: Positive = 0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The precision asked for, the nodes that keep a higher one, by type, and those that compute on INT8."""
+
+    name: Literal["fp32", "fp16", "int8"]
+    higher: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    int8: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The fixed input shape in pixels, the default overlap, and the batch (None: any)."""
+
+    height: Positive
+    width: Positive
+    overlap: Natural
+    alignment: Positive
+    batch: Annotated[
+        int | None, Must("a whole number from 1 up, or null", lambda value: value is None or value >= 1)
+    ] = None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """The model's one input or one output: three channels, full range (0 to 1, or 0 to 255)."""
+
+    name: Text
+    layout: Literal["NCHW", "NHWC"]
+    dtype: Literal["float32", "uint8"]
+    range: tuple[float, float]
+    colour: Literal["RGB"] = "RGB"
+
+    def shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The tensor's shape for these sizes."""
+        return (batch, 3, height, width) if self.layout == "NCHW" else (batch, height, width, 3)
+
+
+FLOAT_NCHW = {"layout": "NCHW", "dtype": "float32", "range": (0.0, 1.0)}
+UINT8_NHWC = {"layout": "NHWC", "dtype": "uint8", "range": (0.0, 255.0)}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How and for what an engine was built."""
+
+    tensorrt: Text
+    compute_capability: tuple[str, ...]
+    build_seconds: Seconds
+    gpu: str | None = None
+    driver: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an int8 model rests on: tiles that set its ranges, and others that its layers were chosen on.
+
+    ``fingerprint`` is the SHA-256 of all those tiles; ``budget`` and ``drop`` (on the sensitivity
+    tiles) are in dB; ``share`` is that of multiply-accumulates in INT8.
+    """
+
+    fingerprint: Text
+    method: Text
+    tiles: Positive
+    sensitivity_tiles: Positive
+    equalized: tuple[str, ...]
+    budget: float
+    drop: float
+    share: Annotated[float, Must("a share from 0 to 1", lambda value: 0 <= value <= 1)]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a device needs to know about a model file.
+
+    ``onnx_sha256`` is that of the ONNX file an engine was built from, or of the model itself.
+    ``parity`` holds the figures against PyTorch and the gate they passed; None before measurement.
+    """
+
+    name: Text
+    task: Text
+    network: Network
+    checkpoint: CheckpointRecord
+    model: Model
+    precision: Precision
+    tile: Tile
+    input: TensorSpec
+    output: TensorSpec
+    versions: dict[str, str]
+    onnx_sha256: Sha256 = ""
+    engine: Engine | None = None
+    calibration: Calibration | None = None
+    parity: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, checked like :meth:`from_json` checks it.
+
+        Raises:
+            ArtifactError: a field has the wrong type or value, named with what is needed.
+        """
+        values = asdict(self)
+        _check_together(parse(Manifest, values, ""))
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read and check a manifest.
+
+        Raises:
+            ArtifactError: not JSON, another format version, or a field that is missing, unknown,
+                or of the wrong type or value.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError("manifest", f"text that is not JSON ({error})", "a JSON object", EDITED) from None
+        if not isinstance(values, dict):
+            raise ArtifactError("manifest", kind_of(values), "a JSON object", EDITED)
+        version = values.get("format", "nothing")
+        if type(version) is not int or version != FORMAT:
+            newer = type(version) is int and version > FORMAT
+            hint = (
+                "it was written by a newer echoir: upgrade, or export again" if newer else "export the artifact again"
+            )
+            raise ArtifactError("format", version, FORMAT, hint)
+        manifest = parse(cls, values, "")
+        _check_together(manifest)
+        return manifest
+
+
+def _check_together(manifest: Manifest) -> None:
+    """Conditions that tie several fields together."""
+    tile, model = manifest.tile, manifest.model
+    for side in ("height", "width"):
+        if (size := getattr(tile, side)) % tile.alignment:
+            raise ArtifactError(f"tile.{side}", size, f"a multiple of tile.alignment, {tile.alignment}")
+    if tile.overlap >= (limit := min(tile.height, tile.width)):
+        raise ArtifactError("tile.overlap", tile.overlap, f"less than the tile's {limit} pixels")
+    for role in ("input", "output"):
+        spec: TensorSpec = getattr(manifest, role)
+        full = UINT8_NHWC["range"] if spec.dtype == "uint8" else FLOAT_NCHW["range"]
+        if spec.range != full:
+            raise ArtifactError(f"{role}.range", list(spec.range), list(full), f"pixels are {spec.dtype}")
+    if model.backend not in SUFFIXES.get(Path(model.file).suffix, ()):
+        needed = next(suffix for suffix, backends in SUFFIXES.items() if model.backend in backends)
+        raise ArtifactError("model.file", model.file, f"a name ending in {needed}", f"the backend is {model.backend}")
+    if model.backend == "onnxruntime" and manifest.onnx_sha256 != model.sha256:
+        raise ArtifactError("onnx_sha256", manifest.onnx_sha256, f"{model.sha256}, as model.sha256", EDITED)
+    if (model.backend == "onnxruntime") != (manifest.engine is None):
+        found, needed = ("nothing", "an engine's record") if manifest.engine is None else ("a record", "null")
+        raise ArtifactError("engine", found, needed, f"the backend is {model.backend}")
