@@ -65,8 +65,9 @@ def train(
         import torch
 
         from echoir.checkpoint import load_checkpoint
-        from echoir.data import data_folders, list_pictures
+        from echoir.data import list_pictures
         from echoir.distributed import join, leave
+        from echoir.pack import data_folders
         from echoir.recipe import Recipe
         from echoir.train import Trainer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,18 +97,3 @@ def split(pictures: Sequence[T], holdout: int, seed: int) -> tuple[list[T], list
     order = np.random.default_rng(seed).permutation(len(pictures))
     held = set(order[:holdout].tolist())
     return [p for i, p in enumerate(pictures) if i not in held], [p for i, p in enumerate(pictures) if i in held]
-
-
-def data_folders(given: tuple[str, ...]) -> list[Path]:
-    """Folders and packed files named on the command line, else in ``ECHOIR_DATA`` (separated by the path separator).
-
-    Raises:
-        ImageError: a file that ``echoir pack`` did not write.
-    """
-    from echoir.pack import unpacked
-
-    named = list(given) or [part for part in os.environ.get("ECHOIR_DATA", "").split(os.pathsep) if part]
-    folders: list[Path] = []
-    for path in map(Path, named):
-        folders += unpacked(path) if path.is_file() else [path]
-    return folders

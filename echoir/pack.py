@@ -53,6 +53,19 @@ def pack(folders: Sequence[Path], path: Path, quality: int = 95, lossy_pairs: bo
     return count
 
 
+def data_folders(given: tuple[str, ...]) -> list[Path]:
+    """Folders and packed files named on the command line, else in ``ECHOIR_DATA`` (separated by the path separator).
+
+    Raises:
+        ImageError: a file that ``echoir pack`` did not write.
+    """
+    named = list(given) or [part for part in os.environ.get("ECHOIR_DATA", "").split(os.pathsep) if part]
+    folders: list[Path] = []
+    for path in map(Path, named):
+        folders += unpacked(path) if path.is_file() else [path]
+    return folders
+
+
 def unpacked(path: Path) -> list[Path]:
     """The folders of a packed file, in a temporary place that goes with the process.
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from running import echoir
 
-from echoir.data import data_folders, list_pictures, read_rgb
+from echoir.data import list_pictures, read_rgb
 from echoir.metrics import psnr
+from echoir.pack import data_folders
 from echoir.runtime.errors import ImageError
 
 
