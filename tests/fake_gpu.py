@@ -228,9 +228,8 @@ def driver(gpu: Gpu) -> ModuleType:
             sizes = [(ctypes.c_int * 3)(*size) for size in (grid, block)]
             run = getattr(gpu.kernels, f"run_{self.name}")
 
-            def work() -> None:
+            def work(values: Any = values) -> None:  # which the pointers point at: they live as long as this
                 run(*sizes, pointers)
-                values.clear()  # they had to live until now
 
             stream.put(work)
 
