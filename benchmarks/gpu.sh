@@ -28,12 +28,12 @@ add() { # into the site folder, what it needs being there or in the folder too
     "$python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-build-isolation \
         --no-compile --no-cache-dir --upgrade --target "$site" "$@"
 }
+has_driver() { "$python" -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null; }
 has_pycuda() { (cd / && "$python" -c 'import pycuda.driver') >/dev/null 2>&1; }
 build_pycuda() { # from source: a minute or two of one core
     local source scratch nvcc cuda library
     source=$(ls "$wheels"/pycuda-*.tar.gz 2>/dev/null | head -1)
     [ -n "$source" ] || { echo "no source of PyCUDA in $wheels"; return 1; }
-    rm -rf "$site/pycuda"*
     scratch=$(mktemp -d)
     tar xzf "$source" -C "$scratch" --strip-components=1
     nvcc=$(command -v nvcc || ls /usr/local/cuda*/bin/nvcc 2>/dev/null | head -1)
@@ -57,13 +57,13 @@ EOF
 
 if [ -n "$wheels" ] && [ ! -f "$site/.installed" ]; then
     mkdir -p "$site"
+    add "$root" >"$site/install.log" 2>&1 || { cat "$site/install.log"; exit 1; }
     add "$wheels"/*.whl || for wheel in "$wheels"/*.whl; do add "$wheel" || echo "$wheel does not install here"; done
-    add "$root" || { echo "this project does not install here"; exit 1; }
     rm -rf "$root/build"
     touch "$site/.installed"
 fi
 [ -z "$wheels" ] || export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH
-if [ -n "$wheels" ] && ! has_pycuda; then
+if [ -n "$wheels" ] && has_driver && ! has_pycuda; then
     touch "$building"
     (build_pycuda; rm -f "$building") >"$site/pycuda.log" 2>&1 &
 fi

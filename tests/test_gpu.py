@@ -2,7 +2,7 @@
 
 Marked gpu, and skipped without a CUDA device or PyCUDA. What can be pretended (tests/fake_gpu.py) runs on any machine
 too, under the name ``pretended``: then it shows that the test works. TensorRT is not needed: PyTorch runs in its place
-(tests/torch_engine.py). ``bash benchmarks/gpu.sh`` runs these with all else that waits for a GPU.
+(tests/torch_engine.py). ``bash benchmarks/gpu.sh checks`` runs these with all else that waits for a GPU.
 
 Lines of JSON that tests print are figures; see ``benchmarks/gpu.py``.
 """
