@@ -1,61 +1,76 @@
 #!/bin/bash
-# Everything that waits for a GPU, in one command; needs no network. Writes benchmarks/results/.
+# Installs this project beside a Python that has PyTorch, without a network, and runs benchmarks/gpu.py there.
 #
-#     pip install -e '.[dev,kernel,cuda]'     and TensorRT or TensorRT-RTX, where they can be had
-#     bash benchmarks/gpu.sh [PYTHON]
+#     bash benchmarks/gpu.sh [--python PYTHON] [--wheels FOLDER] [--site FOLDER] PART... [OPTIONS]
+#     bash benchmarks/gpu.sh --wheels ~/wheels checks timings -o results
 #
-# A step whose library is missing is left out and named; the exit code is 1 when a step that ran failed.
+# PART and OPTIONS are those of gpu.py; "install" alone installs and prints what to set for other commands.
+# Without --wheels everything is installed already: pip install -e '.[dev,kernel,cuda]', and TensorRT where it can be had.
+# With it, FOLDER holds what the machine lacks: wheels, and PyCUDA as one or as source. They go into the site folder
+# (/tmp/echoir-site) and leave the machine's own packages alone. A wheel that does not install stops nothing. PyCUDA is
+# built in the background where no wheel of it works here; steps that need it wait for that.
 set -u
-cd "$(dirname "$0")/.." || exit 1
-python=$(command -v "${1:-python}") || { echo "no ${1:-python}"; exit 1; }
-name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1)
-[ -n "$name" ] || name=$(tr -d '\0' 2>/dev/null </proc/device-tree/model) # a Jetson
-[ -n "$name" ] || { echo "no NVIDIA GPU here"; exit 1; }
-out=$PWD/benchmarks/results/$(echo "$name" | tr -cs '[:alnum:]' '-' | sed 's/-$//' | tr '[:upper:]' '[:lower:]')
-mkdir -p "$out"
-summary=$out/summary.md
-failed=0
-{ echo "# $name, $(date -u +%F)"; echo; echo '| step | result | log |'; echo '|---|---|---|'; } >"$summary"
-
-has() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
-step() { # name, command...
-    local name=$1 start=$SECONDS code
-    shift
-    echo "== $name: $*"
-    (cd "$root" && timeout 1800 "$@") >"$out/$name.log" 2>&1
-    code=$?
-    tail -5 "$out/$name.log"
-    [ $code = 0 ] || failed=1
-    echo "| $name | $([ $code = 0 ] && echo "passed: $(tail -1 "$out/$name.log" | tr "|" " ")" || echo "FAILED, exit code $code"), $((SECONDS - start)) s | $name.log |" >>"$summary"
-}
-left_out() { echo "== $1 left out: $2"; echo "| $1 | left out: $2 | |" >>"$summary"; }
-
-root=$PWD
-bin=$(dirname "$python") # its scripts: "-m" would take the folder echoir/ here for the package
-{ nvidia-smi; "$python" --version; "$python" -m pip list 2>/dev/null | grep -iE 'torch|triton|tensorrt|pycuda|cuda|numpy|onnx|echoir'; } >"$out/machine.txt" 2>&1
-
-step tests "$bin/pytest" -m gpu -rs
-if has triton; then step kernel "$python" benchmarks/kernel.py -o "$out"; else left_out kernel "no triton"; fi
-for target in tensorrt tensorrt-rtx; do
-    if ! has "${target/-/_}"; then left_out "$target" "not installed"; continue; fi
-    if ! has pycuda; then left_out "$target" "no pycuda"; continue; fi
-    step "$target" "$python" benchmarks/gpu_engines.py --target "$target" -o "$out/$target.md"
-    folder=$(mktemp -d)
-    step "$target-export" "$bin/echoir" export --precision fp16 --target "$target" -o "$folder/export"
-    engine=$folder/export/denoise-fp16-$target.engine
-    if [ -f "$engine" ]; then
-        step "$target-parity" "$bin/echoir" parity -m "$engine"
-        step "$target-bench" "$bin/echoir" bench -m "$engine" --against pytorch
-        # An engine that holds its plugin's code loads where there is neither Python nor this project.
-        trtexec=$(command -v trtexec || ls /usr/src/tensorrt/bin/trtexec 2>/dev/null)
-        if [ "$target" = tensorrt ] && [ -n "$trtexec" ]; then
-            step trtexec-engine "$trtexec" --loadEngine="$engine" --iterations=100
-            step trtexec-onnx "$trtexec" --onnx="$folder/export/denoise-fp16.onnx" --stronglyTyped
-        elif [ "$target" = tensorrt ]; then
-            left_out trtexec "not installed"
-        fi
-    fi
-    rm -rf "$folder"
+root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
+python=python3 wheels="" site=/tmp/echoir-site arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --python) python=$2; shift 2 ;;
+        --wheels) wheels=$(cd "$2" && pwd) || exit 2; shift 2 ;;
+        --site) site=$2; shift 2 ;;
+        *) arguments+=("$1"); shift ;;
+    esac
 done
-cat "$summary"
-exit $failed
+[ ${#arguments[@]} -gt 0 ] || { sed -n '2,12s/^# \?//p' "$0"; exit 2; }
+python=$(command -v "$python") || { echo "no $python"; exit 1; }
+building=$site/pycuda.building
+
+add() { # into the site folder, what it needs being there or in the folder too
+    "$python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-build-isolation \
+        --no-compile --no-cache-dir --upgrade --target "$site" "$@"
+}
+has_driver() { "$python" -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null; }
+has_pycuda() { (cd / && "$python" -c 'import pycuda.driver') >/dev/null 2>&1; }
+build_pycuda() { # from source: a minute or two of one core
+    local source scratch nvcc cuda library
+    source=$(ls "$wheels"/pycuda-*.tar.gz 2>/dev/null | head -1)
+    [ -n "$source" ] || { echo "no source of PyCUDA in $wheels"; return 1; }
+    scratch=$(mktemp -d)
+    tar xzf "$source" -C "$scratch" --strip-components=1
+    nvcc=$(command -v nvcc || ls /usr/local/cuda*/bin/nvcc 2>/dev/null | head -1)
+    cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+    library=$(ldconfig -p | sed -n 's/.*libcuda\.so\.1.* => //p' | head -1)
+    mkdir "$scratch/driver" && ln -s "${library:-libcuda.so.1}" "$scratch/driver/libcuda.so" # a driver has no libcuda.so
+    cat >"$scratch/siteconf.py" <<EOF
+CUDA_ROOT = '$cuda'
+CUDA_INC_DIR = ['$cuda/include']
+CUDADRV_LIB_DIR = ['$scratch/driver', '$cuda/lib64/stubs']
+CUDADRV_LIBNAME = ['cuda']
+CUDA_ENABLE_CURAND = False
+CUDA_ENABLE_GL = False
+USE_SHIPPED_BOOST = True
+CXXFLAGS = ['-O1', '-w']
+LDFLAGS = []
+EOF
+    add "$scratch"
+    rm -rf "$scratch"
+}
+
+if [ -n "$wheels" ] && [ ! -f "$site/.installed" ]; then
+    mkdir -p "$site"
+    add "$root" >"$site/install.log" 2>&1 || { cat "$site/install.log"; exit 1; }
+    add "$wheels"/*.whl || for wheel in "$wheels"/*.whl; do add "$wheel" || echo "$wheel does not install here"; done
+    rm -rf "$root/build"
+    touch "$site/.installed"
+fi
+[ -z "$wheels" ] || export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH
+if [ -n "$wheels" ] && has_driver && ! has_pycuda; then
+    touch "$building"
+    (build_pycuda; rm -f "$building") >"$site/pycuda.log" 2>&1 &
+fi
+if [ "${arguments[0]}" = install ]; then
+    wait
+    has_pycuda || echo "PyCUDA does not load here; see $site/pycuda.log"
+    echo "export PYTHONPATH=$site PATH=$site/bin:\$PATH"
+    exit
+fi
+"$python" "$root/benchmarks/gpu.py" "${arguments[@]}" --waiting-for "$building"

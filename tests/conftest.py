@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 
+import fake_gpu
 import numpy as np
 import pytest
 from builders import make_artifact
@@ -54,3 +57,12 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels of tiles.cu for the pretended GPU."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler for the kernels")
+    return fake_gpu.compile_kernels(tmp_path_factory.mktemp("kernels"), compiler)

@@ -13,15 +13,19 @@ from __future__ import annotations
 import ctypes
 import random
 import subprocess
+import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
+from echoir.runtime.cuda import driver as cuda_module
 from echoir.runtime.cuda.driver import KERNELS
 
 CUDA = Path(__file__).resolve().parents[1] / "runtime" / "cuda"
@@ -60,6 +64,21 @@ def compile_kernels(folder: Path, compiler: str) -> ctypes.CDLL:
     flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{CUDA}"]
     subprocess.run([compiler, *flags, "-o", library, source], check=True)
     return ctypes.CDLL(str(library))
+
+
+@contextmanager
+def installed(gpu: Gpu, tensorrt: ModuleType) -> Iterator[None]:
+    """A pretended GPU and this TensorRT in the place of PyCUDA, TensorRT and the driver; nothing may be left on it."""
+    package = ModuleType("pycuda")
+    package.driver = driver(gpu)  # type: ignore[attr-defined]
+    modules = {"pycuda": package, "pycuda.driver": package.driver, "tensorrt": tensorrt}
+    cuda_module.cuda.cache_clear()
+    with patch.dict(sys.modules, modules), patch.object(cuda_module, "driver_library", lambda: Library(gpu)):
+        yield
+    cuda_module.cuda.cache_clear()
+    assert not gpu.allocations, "device memory is left"
+    assert not gpu.calls["graphs"], "graphs are left"
+    assert not gpu.current, "a context is left current"
 
 
 class FakeError(Exception):
@@ -209,9 +228,8 @@ def driver(gpu: Gpu) -> ModuleType:
             sizes = [(ctypes.c_int * 3)(*size) for size in (grid, block)]
             run = getattr(gpu.kernels, f"run_{self.name}")
 
-            def work() -> None:
+            def work(values: Any = values) -> None:  # which the pointers point at: they live as long as this
                 run(*sizes, pointers)
-                values.clear()  # they had to live until now
 
             stream.put(work)
 

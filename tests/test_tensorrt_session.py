@@ -9,14 +9,12 @@ import ctypes
 import hashlib
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import fake_gpu
@@ -27,7 +25,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.cuda import driver as cuda_module
 from echoir.runtime.cuda.driver import KERNELS
 from echoir.runtime.cuda.session import TensorRTSession
 from echoir.runtime.errors import ArtifactError, BackendError, RejectedOutputError
@@ -39,37 +36,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Start = Callable[..., fake_gpu.Gpu]
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler for the kernels")
-    return fake_gpu.compile_kernels(tmp_path_factory.mktemp("kernels"), compiler)
-
-
 @pytest.fixture
-def start(kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Puts a pretended GPU in the place of PyCUDA, TensorRT and the driver; nothing may be left on it."""
-    gpus: list[fake_gpu.Gpu] = []
+def start(kernels: ctypes.CDLL) -> Iterator[Start]:
+    """Starts a pretended GPU; see :func:`fake_gpu.installed`."""
+    with ExitStack() as gpus:
 
-    def start(version: str = "10.9.0", **options: Any) -> fake_gpu.Gpu:
-        gpu = fake_gpu.Gpu(kernels, **options)
-        package, driver = ModuleType("pycuda"), fake_gpu.driver(gpu)
-        package.driver = driver  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "pycuda", package)
-        monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-        monkeypatch.setitem(sys.modules, "tensorrt", fake_gpu.tensorrt(gpu, version))
-        monkeypatch.setattr(cuda_module, "driver_library", lambda: fake_gpu.Library(gpu))
-        cuda_module.cuda.cache_clear()
-        gpus.append(gpu)
-        return gpu
+        def start(version: str = "10.9.0", **options: Any) -> fake_gpu.Gpu:
+            gpu = fake_gpu.Gpu(kernels, **options)
+            gpus.enter_context(fake_gpu.installed(gpu, fake_gpu.tensorrt(gpu, version)))
+            return gpu
 
-    yield start
-    cuda_module.cuda.cache_clear()
-    for gpu in gpus:
-        assert not gpu.allocations, "device memory is left"
-        assert not gpu.calls["graphs"], "graphs are left"
-        assert not gpu.current, "a context is left current"
+        yield start
 
 
 def make_engine(

@@ -224,7 +224,7 @@ def backward(
         _fold(fields.view(2 * n, 2 * radius + 1, 2 * radius + 1, 2 * height, 2 * width), radius)
         echo_upsample_down_gradient[grid](fields[0], gradient, height, width, of_down, C=channels, **shared)
         echo_upsample_guide_gradient[grid](fields[1], guide, height, width, of_guide, K=guide.shape[1], **shared)
-    of_spatial, of_range = sigma_slopes.sum(0)
+    of_spatial, of_range = sigma_slopes[:, 0].sum(), sigma_slopes[:, 1].sum()  # an operator's outputs share no memory
     return (
         of_down,
         of_guide,
