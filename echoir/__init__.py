@@ -5,6 +5,7 @@ Importing this package costs nothing: the network and torch load on first use.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ __version__ = "0.1.0"
 __all__ = ["EchoIR", "EchoIRConfig", "__version__", "echo_upsample"]
 
 _HOMES = {"EchoIR": "echoir.network", "EchoIRConfig": "echoir.network", "echo_upsample": "echoir.upsampler"}
+
+# In a clone the subpackages lie beside this folder; pyproject.toml maps them into it when they are installed.
+if not os.path.isdir(os.path.join(__path__[0], "runtime")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 
 def __getattr__(name: str) -> Any:
