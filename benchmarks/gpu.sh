@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything that waits for a GPU, in one command; needs no network. Writes benchmarks/results/.
 #
-#     pip install -e '.[dev,kernel,cuda]'     and TensorRT or TensorRT-RTX, where they can be had
+#     pip install -c constraints.txt -e '.[dev,kernel,cuda]'     and TensorRT or TensorRT-RTX, where they can be had
 #     bash benchmarks/gpu.sh [PYTHON]
 #
 # A step whose library is missing is left out and named; the exit code is 1 when a step that ran failed.
