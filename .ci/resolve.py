@@ -75,9 +75,7 @@ def main() -> int:
         settings = Path(scratch) / "uv.toml"
         settings.write_text(METADATA)
         failures = table(extras, "constraints.txt", everywhere, settings)
-        failures += table(
-            "constraints-jetpack6.txt", jetpack, "constraints-jetpack6.txt", [("3.10", "aarch64")], settings
-        )
+        failures += table(jetpack, "constraints-jetpack6.txt", [("3.10", "aarch64")], settings)
     print("", *failures, sep="\n")
     return bool(failures)
 
