@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find echoir export runtime calibration -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint types unit packages clean
+.PHONY: demo test lint types unit resolve packages clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,11 @@ types: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(BIN)/pytest
+
+# Whether a stranger can install every extra, on every Python and architecture; needs the public index.
+resolve: $(VENV)/.dependencies
+	$(BIN)/pip install -q -c constraints.txt uv
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python .ci/resolve.py
 
 # Programs and bindings of Debian that the tests of streams use; without them those skip. Needs root.
 packages:

@@ -5,7 +5,7 @@
 #     bash benchmarks/gpu.sh --wheels ~/wheels checks timings -o results
 #
 # PART and OPTIONS are those of gpu.py; "install" alone installs and prints what to set for other commands.
-# Without --wheels everything is installed already: pip install -e '.[dev,kernel,cuda]', and TensorRT where it can be had.
+# Without --wheels everything is installed already: pip install -c constraints.txt -e '.[dev,kernel,cuda]', and TensorRT where it can be had.
 # With it, FOLDER holds what the machine lacks: wheels, and PyCUDA as one or as source. They go into the site folder
 # (/tmp/echoir-site) and leave the machine's own packages alone. A wheel that does not install stops nothing. PyCUDA is
 # built in the background where no wheel of it works here; steps that need it wait for that.

@@ -5,6 +5,7 @@ Importing this package costs nothing: the network and torch load on first use.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ _HOMES = {
     "EchoIRConfig": "echoir.networks.echoir",
     "echo_upsample": "echoir.networks.upsampler",
 }
+
+# In a clone the subpackages lie beside this folder; pyproject.toml maps them into it when they are installed.
+if not os.path.isdir(os.path.join(__path__[0], "runtime")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 
 def __getattr__(name: str) -> Any:

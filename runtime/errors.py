@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+L4T_RELEASE = Path("/etc/nv_tegra_release")  # a Jetson's own file
 
 
 class EchoIRError(Exception):
@@ -72,7 +75,27 @@ class MissingExtraError(BackendError):
 
     def __init__(self, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
-        super().__init__(f"{package} is not installed; run: pip install 'echoir[{extra}]'")
+        super().__init__(f"{package} is not installed; {remedy(extra)}")
+
+
+def remedy(extra: str) -> str:
+    """What brings an extra here, as the end of an error's sentence.
+
+    pip takes the echoir that is installed and asks no index for it, so its name does for a wheel and a clone alike. In
+    a clone that is not installed the name would be looked up, and found nowhere: there it is the clone's path.
+    """
+    if extra == "tensorrt" and L4T_RELEASE.exists():
+        return (
+            "it comes with JetPack, never from pip; run: apt install python3-libnvinfer, and make the environment with "
+            "/usr/bin/python3 -m venv --system-site-packages"
+        )
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution("echoir")
+    except PackageNotFoundError:
+        return f"run: pip install '{Path(__file__).parent.parent}[{extra}]'"
+    return f"run: pip install 'echoir[{extra}]'"
 
 
 @contextmanager

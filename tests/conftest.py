@@ -18,10 +18,7 @@ from echoir.runtime.artifact import Artifact
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run far from the repository: Python would look for ``echoir`` in the working folder first.
-
-    There it would find the folder of that name, without the subpackages that are mapped into it.
-    """
+    """Run far from the repository: Python looks in the working folder first, and a clone is found before the wheel."""
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
     yield

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from echoir.runtime.errors import BackendError, ImageError
+from echoir.runtime.errors import BackendError, ImageError, remedy
 from echoir.runtime.streams.pixels import FORMATS, Format, Range, Siting
 from echoir.runtime.streams.videoframes import UNSPECIFIED, Array, Pool, StreamInfo, Tags, VideoFrame
 
@@ -69,7 +69,7 @@ def gst() -> tuple[Any, Any]:
         raise BackendError(
             f"GStreamer's Python binding cannot be imported ({error}); run: apt install python3-gi python3-gst-1.0 "
             "gir1.2-gst-plugins-base-1.0 and use a virtual environment of /usr/bin/python3 with "
-            "--system-site-packages, or compile it: pip install 'echoir[gstreamer]'"
+            f"--system-site-packages, or compile it; {remedy('gstreamer')}"
         ) from error
     if not Gst.is_initialized():
         Gst.init(None)
