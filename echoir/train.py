@@ -104,6 +104,7 @@ class Trainer:
         self.strategy = make_strategy(self.network, recipe, world)
         self.step, self.seconds = 0, 0.0
         self.crops = 0  # trained on since the process began
+        self.busy: list[int] = []  # percent, as NVIDIA's driver tells it
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -128,6 +129,7 @@ class Trainer:
                 self.seconds = elapsed
                 if self.step % every == 0 or last:
                     known = self._known(figures)
+                    self.busy += _utilization(self.world.device)
                 if journal is None:
                     continue
                 if self.step % every == 0 or last:
@@ -147,7 +149,8 @@ class Trainer:
             return self.checkpoint_path
         if self.crops:
             rate = self.crops / (time.monotonic() - begun)
-            self.note(f"{self.crops} crops, {rate:.0f} a second with all else{_busy(self.world.device)}")
+            share = f"; GPU {np.mean(self.busy):.0f} % busy" if self.busy else ""
+            self.note(f"{self.crops} crops, {rate:.0f} a second with all else{share}")
         return self.export()
 
     def _train(self, batches: list[Batch], rate: float) -> Mapping[str, float | Tensor]:
@@ -315,11 +318,11 @@ def _by_kind(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]
     return pairs, [picture for picture in pictures if picture.degraded is None]
 
 
-def _busy(device: str) -> str:
-    """How much of the last moment the GPU was at work, for a note; empty where that cannot be told."""
+def _utilization(device: str) -> list[int]:
+    """How much of the last moment the GPU was at work, in percent; empty where that cannot be told."""
     if not device.startswith("cuda"):
-        return ""
+        return []
     try:
-        return f"; GPU {torch.cuda.utilization(device)} % busy"
+        return [torch.cuda.utilization(device)]
     except (ImportError, RuntimeError):  # NVIDIA's management library is not installed, or refuses
-        return ""
+        return []

@@ -40,6 +40,8 @@ class EchoIRConfig:
     stem: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
+        for name in ("blocks", "heads"):  # TOML and JSON have lists alone
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         allowed = {
             "upsampler": ("echo", "pixelshuffle", "transpose"),
             "reference": ("encoder", "image"),
@@ -61,9 +63,8 @@ class EchoIRConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EchoIRConfig:
-        """Rebuild a configuration from :meth:`to_dict`'s output (JSON turns tuples into lists)."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**fields)
+        """Rebuild a configuration from :meth:`to_dict`'s output."""
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
