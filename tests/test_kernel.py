@@ -108,7 +108,7 @@ def test_a_module_trains_on_a_gpu_as_on_a_cpu_eager_compiled_and_in_channels_las
         module.to(device).zero_grad()
         call = torch.compile(module) if compiled else module
         call(*(t.to(device, memory_format=layout) for t in (x, reference))).square().sum().backward()
-        return [p.grad.cpu() for p in module.parameters() if p.grad is not None]
+        return [p.grad.cpu().clone() for p in module.parameters() if p.grad is not None]  # moving it moves these
 
     wanted = gradients("cpu", False, torch.contiguous_format)
     for compiled in (False, True):

@@ -42,8 +42,11 @@ class Place(Protocol):
 class OnCuda:
     """The GPU, through PyTorch. Intermediate tensors live in a pool of this object's, so that graphs may keep them."""
 
+    _kept: list[Any] = []  # noqa: RUF012 - a pool that is freed while another object captures ends the process
+
     def __init__(self) -> None:
         self._pool = torch.cuda.MemPool()
+        self._kept.append(self._pool)
         self._lock = threading.Lock()
 
     def tensor(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
