@@ -34,6 +34,7 @@ from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.files import atomic_write
 from echoir.samples import Sample, Samples, noisy_samples, task_samples
 from echoir.strategy import DivergedError, make_strategy
+from echoir.utilization import Utilization
 
 VALIDATION_SIDE = 256
 # Measured (benchmarks/training.py): vector units like channels last.
@@ -104,7 +105,6 @@ class Trainer:
         self.strategy = make_strategy(self.network, recipe, world)
         self.step, self.seconds = 0, 0.0
         self.crops = 0  # trained on since the process began
-        self.busy: list[int] = []  # percent, as NVIDIA's driver tells it
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -118,6 +118,7 @@ class Trainer:
         saved = self.seconds
         every = LOG_EVERY if self.world.device.startswith("cuda") else 1
         with ExitStack() as stack:
+            watch = stack.enter_context(Utilization(self.world.device))
             # Every process computes the same; the first one keeps the books.
             journal = stack.enter_context(Journal(self.folder, self.step)) if self.world.rank == 0 else None
             for batches in self.batches():
@@ -129,7 +130,6 @@ class Trainer:
                 self.seconds = elapsed
                 if self.step % every == 0 or last:
                     known = self._known(figures)
-                    self.busy += _utilization(self.world.device)
                 if journal is None:
                     continue
                 if self.step % every == 0 or last:
@@ -149,7 +149,7 @@ class Trainer:
             return self.checkpoint_path
         if self.crops:
             rate = self.crops / (time.monotonic() - begun)
-            share = f"; GPU {np.mean(self.busy):.0f} % busy" if self.busy else ""
+            share = "" if watch.percent is None else f"; GPU {watch.percent:.0f} % busy"
             self.note(f"{self.crops} crops, {rate:.0f} a second with all else{share}")
         return self.export()
 
@@ -316,13 +316,3 @@ def _by_kind(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]
     """(pairs, clean ones)"""
     pairs = [picture for picture in pictures if picture.degraded is not None]
     return pairs, [picture for picture in pictures if picture.degraded is None]
-
-
-def _utilization(device: str) -> list[int]:
-    """How much of the last moment the GPU was at work, in percent; empty where that cannot be told."""
-    if not device.startswith("cuda"):
-        return []
-    try:
-        return [torch.cuda.utilization(device)]
-    except (ImportError, RuntimeError):  # NVIDIA's management library is not installed, or refuses
-        return []
