@@ -237,11 +237,16 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
     artifact = Artifact.open(model)
     manifest = artifact.manifest
     checkpoint = load_checkpoint(reference or manifest.checkpoint.name)
-    samples = open_samples(options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"])
+    said: list[str] = []
+    samples = open_samples(
+        options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"], say=said.append
+    )
     with (
         open_session(artifact, threads=options["threads"]) as session,
         Progress("parity", len(samples), "pictures", log_json=log_json) as progress,
     ):
+        for line in said:
+            progress.note(line)
         report = measure_parity(
             manifest,
             session,

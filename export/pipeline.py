@@ -138,7 +138,10 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
         ImageError: pictures cannot be read, or the folder cannot be written.
     """
     checkpoint = load_checkpoint(request.weights)
-    samples = open_samples(request.images or SHIPPED, checkpoint.task, sigma=request.sigma, limit=request.limit)
+    said: list[str] = []
+    samples = open_samples(
+        request.images or SHIPPED, checkpoint.task, sigma=request.sigma, limit=request.limit, say=said.append
+    )
     wanted = engines(request.targets)
     for target in (target for target, required in wanted.items() if required):
         module, extra = MODULES[target]
@@ -149,6 +152,8 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
         int8 = _prepare(request, checkpoint, samples, memory, log_json)
     steps = 1 + len(samples) + len(wanted)
     with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
+        for line in said:
+            progress.note(line)
         artifact = _make_onnx(request, checkpoint, stage, int8)
         progress.advance(last=artifact.model_path.name)
         artifact, report = _prove(request, checkpoint, artifact, samples, progress)

@@ -26,7 +26,16 @@ import numpy as np
 
 from echoir.runtime.errors import BackendError, ImageError
 from echoir.runtime.files import atomic_write
-from echoir.runtime.segments import JPEG_BODY, PNG_BODY, SIGNATURE, insert, jfif_segment, scan_chunks, xmp_chunk
+from echoir.runtime.segments import (
+    JPEG_BODY,
+    PNG_BODY,
+    SIGNATURE,
+    insert,
+    is_whole,
+    jfif_segment,
+    scan_chunks,
+    xmp_chunk,
+)
 
 if TYPE_CHECKING:
     import pyvips
@@ -86,6 +95,13 @@ class Picture:
         return self.pixels.shape[2] < 3
 
     @property
+    def rgb(self) -> Array:
+        """The colours [H, W, 3] without alpha; gray in all three. A view."""
+        return (
+            np.broadcast_to(self.pixels[:, :, :1], (self.height, self.width, 3)) if self.gray else self.pixels[:, :, :3]
+        )
+
+    @property
     def alpha(self) -> Array | None:
         """The alpha channel [H, W], or None."""
         return self.pixels[:, :, -1] if self.pixels.shape[2] in (2, 4) else None
@@ -94,6 +110,24 @@ class Picture:
         """Rows y0 to y1 - 1 without alpha: [y1 - y0, W, 3], or [y1 - y0, W] of a gray picture. No copy."""
         rows = self.pixels[y0:y1]
         return rows[:, :, 0] if self.gray else rows[:, :, :3]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture: rows and columns as stored, and the EXIF orientation (1 to 8) to show it in."""
+
+    stored: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def height(self) -> int:
+        """Of the picture as it is shown."""
+        return self.stored[self.orientation >= 5]
+
+    @property
+    def width(self) -> int:
+        """Of the picture as it is shown."""
+        return self.stored[self.orientation < 5]
 
 
 def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, upright: bool = False) -> Picture:
@@ -113,13 +147,29 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
         format, png_text = _sniff(path)
         image = _loader(format)(os.fsencode(path), access="sequential", fail_on="error")
         _check_header(path, image, max_pixels)
-        if upright:
-            image = image.autorot().copy()
+        resolution, pixels = (image.xres, image.yres), _decode(image)
+        if upright and (orientation := _orientation(image)) != 1:
+            pixels = _turned(pixels, orientation)
+            resolution = resolution[::-1] if orientation >= 5 else resolution
+            image = image.copy()
             # Said outright: a tag that is merely missing would come back from the EXIF bytes.
             image.set_type(_vips().GValue.gint_type, "orientation", 1)
-        pixels = image.numpy()
-    shape = (image.height, image.width, image.bands)
-    return Picture(path, format, pixels.reshape(shape), (image.xres, image.yres), _metadata(image), png_text)
+    return Picture(path, format, pixels, resolution, _metadata(image), png_text)
+
+
+def read_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Check a file as far as that is possible without decoding it; one that looks truncated is decoded.
+
+    Raises:
+        ImageError: what :func:`open_picture` would refuse, but for damage between a file's header and its end.
+    """
+    path = Path(path)
+    with _reading(path):
+        image = _loader(_sniff(path)[0])(os.fsencode(path), access="sequential", fail_on="error")
+        _check_header(path, image, max_pixels)
+        if not is_whole(path):
+            open_picture(path, max_pixels=max_pixels)  # a JPEG that lacks nothing but its last marker will pass
+    return Header((image.height, image.width), _orientation(image))
 
 
 def picture_size(path: str | os.PathLike[str], *, upright: bool = False) -> tuple[int, int]:
@@ -131,9 +181,8 @@ def picture_size(path: str | os.PathLike[str], *, upright: bool = False) -> tupl
     path = Path(path)
     with _reading(path):
         image = _loader(_sniff(path)[0])(os.fsencode(path), access="sequential")
-        if upright:
-            image = image.autorot()
-    return image.height, image.width
+    header = Header((image.height, image.width), _orientation(image) if upright else 1)
+    return header.height, header.width
 
 
 def save_picture(path: str | os.PathLike[str], rows: Iterable[Array], like: Picture, *, quality: int = 95) -> None:
@@ -248,6 +297,7 @@ def _png_chunks(like: Picture) -> bytes:
 
 
 def _encode(image: pyvips.Image, format: str, path: Path, quality: int, like: Picture) -> None:
+    _use_threads()
     # libvips would make up EXIF for a picture that has none. Orientation needs it, outside TIFF.
     exif = "exif-data" in like.metadata or ("orientation" in like.metadata and like.metadata["orientation"].get() != 1)
     kinds = _vips().ForeignKeep
@@ -306,6 +356,27 @@ def _check_header(path: Path, image: pyvips.Image, max_pixels: int) -> None:
         )
 
 
+def _decode(image: pyvips.Image) -> Array:
+    """All pixels, [H, W, C]."""
+    _use_threads()
+    pixels: Array = image.numpy()
+    return pixels.reshape(image.height, image.width, image.bands)
+
+
+def _orientation(image: pyvips.Image) -> int:
+    value = image.get("orientation") if image.get_typeof("orientation") else 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _turned(pixels: Array, orientation: int) -> Array:
+    """Stored pixels as they are shown; what the eight values mean is in EXIF 2.3, section 4.6.4."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(pixels[rows, columns])
+
+
 def _loader(format: str) -> Callable[..., pyvips.Image]:
     image = _vips().Image
     return {"png": image.pngload, "jpeg": image.jpegload, "tiff": image.tiffload, "webp": image.webpload}[format]
@@ -320,6 +391,32 @@ def _cause(error: pyvips.Error | UnicodeDecodeError) -> str:
         if line.startswith("system error: "):
             return line.removeprefix("system error: ")
     return "; ".join(dict.fromkeys(line for line in lines if line))
+
+
+_threads_ran = _threads_lost = False
+
+
+def _use_threads() -> None:
+    """libvips keeps its threads, does not notice that fork leaves them behind, and would wait for them forever.
+
+    Raises:
+        BackendError: in a process that was forked from one where pictures were read or written.
+    """
+    global _threads_ran
+    if _threads_lost:
+        raise BackendError(
+            "this process was forked from one that had read or written pictures, and libvips' threads stayed there; "
+            "start processes with multiprocessing's 'spawn' or 'forkserver'"
+        )
+    _threads_ran = True
+
+
+def _note_fork() -> None:
+    global _threads_ran, _threads_lost
+    _threads_ran, _threads_lost = False, _threads_ran or _threads_lost
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 @cache

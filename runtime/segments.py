@@ -6,6 +6,7 @@ one file go into the next as they are. PNG specification, third edition, section
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import struct
 import zlib
@@ -42,6 +43,44 @@ def scan_chunks(file: BinaryIO) -> tuple[int, bytes]:
         else:
             file.seek(length + 4, 1)
     return frames, text
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a PNG, JPEG or WebP is there to its end; of other files nothing is known, so True.
+
+    What programs append to a picture (a film, more pictures) does no harm. A file that was cut where something
+    had been reserved on the disk ends in zeros, and is not whole.
+    """
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head.startswith(SIGNATURE):
+            file.seek(len(SIGNATURE))
+            while len(chunk := file.read(8)) == 8:
+                length, kind = struct.unpack(">I4s", chunk)
+                if kind == b"IEND":
+                    return True
+                file.seek(length + 4, 1)
+            return False
+        size = file.seek(0, 2)
+        if head.startswith(b"\xff\xd8"):
+            return _ends_jpeg(file, size)
+        if head[:4] == b"RIFF":
+            return size >= int.from_bytes(head[4:8], "little") + 8 - 1  # the last chunk's padding may be missing
+    return True
+
+
+def _ends_jpeg(file: BinaryIO, size: int) -> bool:
+    """Whether an end-of-image marker follows the last start of a scan. Within a scan 0xFF is never followed by it."""
+    file.seek(max(size - 2, 0))
+    if file.read(2) == b"\xff\xd9":
+        return True
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = 2
+        while (head := content[place : place + 4])[:1] == b"\xff" and len(head) == 4:
+            if head[1] == 0xDA:  # start of scan
+                return content.find(b"\xff\xd9", place) >= 0
+            place += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:], "big")
+    return False
 
 
 def xmp_chunk(xmp: bytes) -> bytes:

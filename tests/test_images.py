@@ -286,6 +286,37 @@ def test_text_in_any_encoding_neither_fails_nor_prints(tmp_path: Path, capfd: py
     assert capfd.readouterr() == ("", "")
 
 
+# Processes.
+
+
+FORKED = """
+import os, sys
+from echoir.runtime.errors import BackendError
+from echoir.runtime.images import open_picture, read_header, save_picture
+path, first = sys.argv[1:]
+opened = {"decode": open_picture, "header": read_header}[first](path)
+if os.fork() == 0:
+    try:
+        again = open_picture(path)
+        save_picture(path, [again.pixels], again)
+    except BackendError as error:
+        print(error)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "says"), [("header", ""), ("decode", "start processes with multiprocessing's 'spawn'")]
+)
+def test_a_forked_process_works_or_fails_at_once(tmp_path: Path, first: str, says: str) -> None:
+    """WebP, since libvips needs its threads for the whole of it."""
+    Image.fromarray(photo()).save(tmp_path / "in.webp")
+    arguments = [sys.executable, "-c", FORKED, str(tmp_path / "in.webp"), first]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert says in done.stdout if says else done.stdout == ""
+
+
 # Bad input.
 
 
