@@ -86,10 +86,11 @@ def restore(
 
     try:
         naming = Naming(suffix, EXTENSIONS[format_] if format_ else None)
-        jobs, failures = plan(inputs, output, naming, exists)
+        notes: list[str] = []
+        jobs, failures = plan(inputs, output, naming, exists, notes.append)
     except PlanError as error:
         raise click.UsageError(str(error)) from None
-    report = Report(failed=failures)
+    report = Report(notes, failed=failures)
     with Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer:
         try:
             run(

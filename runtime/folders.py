@@ -24,12 +24,12 @@ class Found:
 
     Attributes:
         pictures: by name within each folder, a folder's own before those of its subfolders.
-        unread: how many files there are of each type of picture that is not read, by suffix.
+        unread: pictures of types that are not read.
         unreadable: folders that could not be listed.
     """
 
     pictures: list[Path] = field(default_factory=list)
-    unread: Counter[str] = field(default_factory=Counter)
+    unread: set[Path] = field(default_factory=set)
     unreadable: list[OSError] = field(default_factory=list)
 
 
@@ -66,18 +66,17 @@ def find_pictures(folder: Path, *, without: Path | None = None) -> Found:
             elif (suffix := Path(entry.name).suffix.lower()) in WRITABLE:
                 listed[here].append(entry.name)
             elif suffix in UNREAD:
-                found.unread[suffix] += 1
+                found.unread.add(here / entry.name)
     for here in sorted(listed):
         found.pictures += [here / name for name in sorted(listed[here])]
     found.unreadable.sort(key=lambda error: str(error.filename))
     return found
 
 
-def name_unread(unread: Counter[str]) -> str:
+def name_unread(unread: Iterable[Path]) -> str:
     """``3 .heic, 1 .gif``, the most frequent first."""
-    return ", ".join(
-        f"{count} {suffix}" for suffix, count in sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-    )
+    counts = Counter(path.suffix.lower() for path in unread)
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item)))
 
 
 def is_within(path: str | os.PathLike[str], folders: Iterable[str]) -> bool:

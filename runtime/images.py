@@ -15,6 +15,7 @@ program turns again is the worse mistake; ``upright=True`` turns the pixels and 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -320,8 +321,9 @@ def _encode(image: pyvips.Image, format: str, path: Path, quality: int, like: Pi
 
 def _sniff(path: Path) -> tuple[str, bytes]:
     """The format of a file by its first bytes, and a PNG's text; refuses all else."""
-    if path.is_dir():
-        raise ImageError(f"cannot read {path}: it is a folder")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):  # a pipe would be waited for, and cannot be read twice
+        raise ImageError(f"cannot read {path}: it is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
     with open(path, "rb") as file:
         head = file.read(12)
         if not head:
