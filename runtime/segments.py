@@ -7,7 +7,6 @@ one file go into the next as they are. PNG specification, third edition, section
 from __future__ import annotations
 
 import mmap
-import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -96,13 +95,16 @@ def jfif_segment(across: float, down: float) -> bytes:
 
 
 def insert(path: Path, position: int, data: bytes) -> None:
-    """Rewrite a file with ``data`` at ``position``."""
-    bare = path.with_suffix(".bare")
-    path.rename(bare)
-    try:
-        with open(bare, "rb") as source, open(path, "wb") as target:
-            target.write(source.read(position))
-            target.write(data)
-            shutil.copyfileobj(source, target, 1 << 20)
-    finally:
-        bare.unlink()
+    """Put ``data`` into a file at ``position``; what follows moves, from its end on, so that no second file is made."""
+    block = max(1 << 20, len(data))
+    with open(path, "r+b") as file:
+        end = file.seek(0, 2)
+        while end > position:
+            start = max(end - block, position)
+            file.seek(start)
+            moved = file.read(end - start)
+            file.seek(start + len(data))
+            file.write(moved)
+            end = start
+        file.seek(position)
+        file.write(data)
