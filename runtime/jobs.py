@@ -258,7 +258,9 @@ def restore(
             begun = progress.done
             progress.advance(0, file=str(job.source))
             try:
-                _restore_one(restorer, job, progress, upright, max_pixels)
+                left = _restore_one(restorer, job, progress, upright, max_pixels)
+                if left and not quiet:
+                    progress.note(f"{job.source}: not carried over: {', '.join(left)}", source=str(job.source))
                 report.restored.append(job)
             except (ImageError, MemoryError) as error:
                 report.failed.append(Failure(str(job.source), str(error) or "out of memory"))
@@ -289,7 +291,8 @@ def _tiles(restorer: Restorer, source: Path, upright: bool, max_pixels: int) -> 
     return restorer.tiles(height, width) if height * width <= max_pixels else 0
 
 
-def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> None:
+def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> tuple[str, ...]:
+    """Restore an image; returns what is in its file and in no other's made from it."""
     picture = open_picture(job.source, max_pixels=max_pixels, upright=upright)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -302,3 +305,4 @@ def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool
 
     rows = restorer.strips(picture.read_rows, picture.height, picture.width, on_tiles=on_tiles)
     save_picture(job.target, rows, picture)
+    return picture.left

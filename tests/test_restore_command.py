@@ -125,7 +125,7 @@ def test_ctrl_c_while_a_picture_is_written_stops_the_run_and_leaves_no_part(
 
     for name in ("a.png", "b.png"):
         write(tmp_path / "in" / name, size=(1200, 1200))
-    encode = images._encode
+    encode = images.encode
 
     def interrupted(*arguments: Any) -> None:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
@@ -135,7 +135,7 @@ def test_ctrl_c_while_a_picture_is_written_stops_the_run_and_leaves_no_part(
         finally:
             timer.join()
 
-    monkeypatch.setattr(images, "_encode", interrupted)
+    monkeypatch.setattr(images, "encode", interrupted)
     result = echoir("restore", tmp_path / "in", "-m", identity.model_path, "-o", tmp_path / "out")
     assert (result.code, result.out) == (130, "restored 0, skipped 0, failed 0\n")
     assert files_below(tmp_path / "out") == []
