@@ -229,4 +229,4 @@ def evaluate(
         scores += [replace(one, picture=f"{label}/{one.picture}") for one in (*these, average)]
     if csv_path:
         with atomic_write(csv_path) as temporary:
-            temporary.write_text(to_csv(scores))
+            temporary.write_text(to_csv(scores), encoding="utf-8")

@@ -16,6 +16,7 @@ from echoir.data import Picture, Say, check_pictures, find_pairs, list_pictures,
 from echoir.degradations import TASKS, Draw, Task
 from echoir.forms import FORMS
 from echoir.runtime.errors import ImageError
+from echoir.runtime.output import displayable
 
 SHIPPED = Path(__file__).parent / "pictures"
 SIGMA = 25.0
@@ -27,7 +28,7 @@ Degradation = Callable[[NDArray[np.float32], np.random.Generator], tuple[NDArray
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: ``degraded`` and ``truth``, both float32 [H, W, 3] RGB; truth in [0, 1]."""
+    """One picture by a displayable name: ``degraded`` and ``truth``, both float32 [H, W, 3] RGB; truth in [0, 1]."""
 
     name: str
     degraded: NDArray[np.float32]
@@ -68,11 +69,11 @@ class Samples:
             truth = read_float(picture.clean)
             if picture.degraded is not None:
                 degraded = read_float(picture.degraded)
-                yield Sample(picture.degraded.name, degraded, truth)
+                yield Sample(displayable(picture.degraded.name), degraded, truth)
             else:
                 assert self.degrade is not None
                 degraded, truth = self.degrade(truth, np.random.default_rng((self.seed, index)))
-                yield Sample(picture.clean.name, degraded, truth)
+                yield Sample(displayable(picture.clean.name), degraded, truth)
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""

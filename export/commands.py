@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from echoir.runtime.commands import model_option
+from echoir.runtime.output import displayable
 
 ALIGNMENT = 16  # the coarsest EchoUpsample works on blocks of 2 x 2 cells at an eighth of the resolution
 
@@ -206,7 +207,7 @@ def export(**options: Any) -> None:
         if not force:
             raise click.UsageError(f"{folder} holds an earlier export; replace it with --force, or give another -o")
     result = export_artifact(request, log_json=log_json)
-    click.echo("\n".join([*lines(result.report), "", *result.lines()]))
+    click.echo("\n".join(map(displayable, [*lines(result.report), "", *result.lines()])))
 
 
 @click.command()
@@ -263,6 +264,6 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
         except OSError as error:
             raise ImageError(f"cannot write {output}: {error.strerror}") from error
         write_report(report, output)
-    click.echo("\n".join(lines(report)))
+    click.echo("\n".join(map(displayable, lines(report))))
     if not report.passed:
         raise GateError(f"{manifest.name}: {'; '.join(report.failures)}")

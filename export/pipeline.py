@@ -33,6 +33,7 @@ from echoir.runtime.manifest import (
     TensorSpec,
     Tile,
 )
+from echoir.runtime.output import displayable
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
 from echoir.samples import SHIPPED, Samples, open_samples
@@ -86,7 +87,7 @@ class Request:
     @property
     def name(self) -> str:
         """Of the artifact: ``denoise-fp16``, ``denoise-fp16-uint8``."""
-        return f"{Path(self.weights).stem}-{self.precision}" + ("-uint8" if self.io == "uint8" else "")
+        return displayable(f"{Path(self.weights).stem}-{self.precision}") + ("-uint8" if self.io == "uint8" else "")
 
     @property
     def folder(self) -> Path:
@@ -245,7 +246,7 @@ def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8
 
 def _recorded(weights: str, checkpoint: Checkpoint) -> str:
     """How the manifest names the checkpoint: a shipped one by its name, another by its file's."""
-    return checkpoint.path.stem if checkpoint.path.parent == SHIPPED_WEIGHTS else checkpoint.path.name
+    return displayable(checkpoint.path.stem if checkpoint.path.parent == SHIPPED_WEIGHTS else checkpoint.path.name)
 
 
 def _prove(

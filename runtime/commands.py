@@ -82,6 +82,7 @@ def restore(
     from echoir.runtime.images import MAX_PIXELS
     from echoir.runtime.jobs import Naming, PlanError, Report, plan
     from echoir.runtime.jobs import restore as run
+    from echoir.runtime.output import displayable
     from echoir.runtime.restorer import Restorer
 
     try:
@@ -89,7 +90,7 @@ def restore(
         notes: list[str] = []
         jobs, failures = plan(inputs, output, naming, exists, notes.append)
     except PlanError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(displayable(error)) from None
     report = Report(notes, failed=failures)
     with Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer:
         try:
@@ -106,7 +107,7 @@ def restore(
         finally:  # also after an interruption: what is done is done
             if not log_json:
                 for failure in report.failed:
-                    click.echo(f"failed: {failure}", err=True)
+                    click.echo(f"failed: {displayable(failure)}", err=True)
             if not quiet:
                 click.echo(report)
     if report.failed:
@@ -147,6 +148,7 @@ def bench(
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.files import atomic_write
     from echoir.runtime.machine import describe_machine, usable_cores
+    from echoir.runtime.output import displayable_lines
     from echoir.runtime.sessions import open_session
 
     if reference and against != "pytorch":
@@ -173,10 +175,10 @@ def bench(
     if json_file == "-":
         click.echo(text, nl=False)
         return
-    click.echo(measure.as_text(result))
+    click.echo(displayable_lines(measure.as_text(result)))
     if json_file:
         with atomic_write(json_file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _opponent(
@@ -228,6 +230,7 @@ def inspect(artifact: str, as_json: bool) -> None:
     import json
 
     from echoir.runtime.artifact import Artifact
+    from echoir.runtime.output import displayable
 
     text = Artifact.open(artifact).manifest.to_json()
     if as_json:
@@ -236,7 +239,7 @@ def inspect(artifact: str, as_json: bool) -> None:
     rows = [row for name, value in json.loads(text).items() for row in _rows(name, value)]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(displayable(f"{name:<{width}}  {value}"))
 
 
 def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:

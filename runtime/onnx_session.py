@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +54,7 @@ class OnnxSession:
         self.manifest = artifact.manifest
         try:
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                str(artifact.model_path), options, providers=[provider]
+                model_source(artifact.model_path), options, providers=[provider]
             )
         except Exception as error:  # onnxruntime's own exceptions derive from Exception directly
             hint = "this ONNX Runtime may be older than the model's operators"
@@ -109,6 +110,15 @@ class OnnxSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def model_source(path: Path) -> str | bytes:
+    """What ONNX Runtime opens: a path, or the model itself where the path is no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return str(path)
 
 
 def _check_tensors(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
