@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from echoir.runtime.commands import ThreadsType
+
 
 @click.command()
 @click.option(
@@ -33,7 +35,7 @@ import click
 @click.option("--autocast/--no-autocast", default=None, help="bfloat16 where PyTorch deems it safe.")
 @click.option("--compile/--no-compile", "compile_", default=None, help="Use torch.compile.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help="CPU threads. [default: all cores]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train for so long; the schedule follows.")
 @click.option("-o", "--output", metavar="DIR", help="The run's folder. [default: runs/TASK-PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the folder's last state.")
@@ -146,7 +148,7 @@ def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool)
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first so many pictures.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help="CPU threads. [default: all cores]")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the figures of every picture here.")
 @click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
 def evaluate(

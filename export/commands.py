@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from echoir.runtime.commands import model_option
+from echoir.runtime.commands import ThreadsType, model_option
 from echoir.runtime.output import displayable
 
 ALIGNMENT = 16  # the coarsest EchoUpsample works on blocks of 2 x 2 cells at an eighth of the resolution
@@ -68,7 +68,7 @@ _MEASURE = [
         help="Gate: change against ground truth, either way; int8 chooses its layers within it. "
         "[default: fp16 0.02, int8 0.1]",
     ),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads of engine and PyTorch. [default: all cores]"),
+    click.option("--threads", type=ThreadsType(), help="Threads of engine and PyTorch. [default: all cores]"),
     click.option("--log-json", is_flag=True, help="Report progress as JSON lines."),
 ]
 

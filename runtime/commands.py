@@ -17,6 +17,17 @@ LONG = 8  # entries
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
 
 
+class ThreadsType(click.ParamType):  # type: ignore[type-arg]
+    """A number of threads, at most one for each core of the machine: thousands would take its memory."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from echoir.runtime.machine import all_cores
+
+        return click.IntRange(1, all_cores()).convert(value, param, ctx)
+
+
 def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``-m``, alike in the commands here."""
     help = "A model file, its .json, or a folder with one artifact."
@@ -29,7 +40,11 @@ def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-o", "--output", metavar="OUT", required=True, help="A folder; or a file name, for one input file.")
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the session. [default: one per physical core]")
+@click.option(
+    "--threads",
+    type=ThreadsType(),
+    help="Threads of the session. [default: one per physical core, and at most one per core]",
+)
 @click.option(
     "--exists",
     type=click.Choice(["skip", "overwrite", "error"]),
@@ -119,7 +134,7 @@ def restore(
 @click.option("--iterations", type=click.IntRange(min=2), default=50, show_default=True, help="Timed runs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Runs before them.")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads, for all that is compared. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help="Threads, for all that is compared. [default: all cores]")
 @click.option("--against", metavar="pytorch|ARTIFACT", help="Run another in turn with this one, and print ratios.")
 @click.option(
     "--reference", metavar="CHECKPOINT", help="Weights for --against pytorch. [default: what the artifact names]"

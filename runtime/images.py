@@ -29,7 +29,7 @@ from echoir.runtime.errors import ImageError
 from echoir.runtime.files import atomic_write
 from echoir.runtime.segments import SIGNATURE, Extras, is_whole, read_extras
 from echoir.runtime.tags import EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC
-from echoir.runtime.vips import cause_of, encoded, fields_of, header_fields, use_threads, vips
+from echoir.runtime.vips import cause_of, encoded, fields_of, header_fields, not_of_the_file, use_threads, vips
 
 if TYPE_CHECKING:
     import pyvips
@@ -148,6 +148,8 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
     Raises:
         ImageError: no such file, not such a picture, truncated or damaged, too large, or of a kind
             that could only be restored with loss (several frames or pages, CMYK, more than 16 bits).
+        BackendError: libvips has no threads: by a limit of the system, or since this process was forked from
+            one that had read or written pictures (use multiprocessing's ``spawn``).
     """
     path = Path(path)
     with _reading(path):
@@ -213,6 +215,7 @@ def save_picture(
 
     Raises:
         ImageError: the target cannot be written, or cannot hold these pixels.
+        BackendError: as :func:`open_picture`.
     """
     path = Path(path)
     format = _check_target(path, like)
@@ -233,7 +236,9 @@ def save_picture(
         try:
             encode(pixels, format, temporary, quality, like)
         except (vips().Error, UnicodeDecodeError) as error:
-            raise ImageError(f"cannot write {path}: {cause_of(error)}") from error
+            cause = cause_of(error)
+            not_of_the_file(cause)
+            raise ImageError(f"cannot write {path}: {cause}") from error
 
 
 @contextmanager
@@ -243,8 +248,11 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (vips().Error, UnicodeDecodeError) as error:  # a lack of memory comes as Error as well
-        raise ImageError(f"cannot read {path}: {cause_of(error)}; is the file truncated or damaged?") from error
+    except (vips().Error, UnicodeDecodeError) as error:
+        cause = cause_of(error)
+        if not_of_the_file(cause):
+            raise ImageError(f"cannot read {path}: {cause}") from error
+        raise ImageError(f"cannot read {path}: {cause}; is the file truncated or damaged?") from error
 
 
 def _check_target(path: Path, like: Picture) -> str:

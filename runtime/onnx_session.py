@@ -10,6 +10,7 @@ import numpy as np
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Array, Device, check_tensor
 from echoir.runtime.errors import ArtifactError, BackendError
+from echoir.runtime.machine import all_cores
 from echoir.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
-    """How this project runs ONNX Runtime: all optimizations, and threads that yield their core while they wait."""
+    """How this project runs ONNX Runtime: all optimizations, and threads that yield their core while they wait.
+
+    Raises:
+        ValueError: more threads than there are cores.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -31,6 +36,8 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     # with the plan and 299 MiB without in fp16 (397 and 244 in fp32), in the same time.
     options.enable_mem_pattern = False
     if threads is not None:
+        if not 1 <= threads <= all_cores():  # ONNX Runtime would start them all
+            raise ValueError(f"threads must be from 1 to {all_cores()}, the cores here, got {threads}")
         options.intra_op_num_threads = threads
     return options
 

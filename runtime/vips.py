@@ -64,6 +64,19 @@ def cause_of(error: pyvips.Error | UnicodeDecodeError) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
+def not_of_the_file(cause: str) -> bool:
+    """Whether what libvips could not do is for want of memory: another picture may do.
+
+    Raises:
+        BackendError: it is for want of threads, which every picture needs.
+    """
+    if "creating thread" in cause:
+        raise BackendError(
+            f"libvips cannot start its threads ({cause}); does a limit of processes or of memory forbid it?"
+        )
+    return "out of memory" in cause
+
+
 def fields_of(image: pyvips.Image) -> list[str]:
     """Names of fields; pyvips' own way to them fails on names that are not UTF-8, as a PNG's may be."""
     names: list[str] = []
