@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from echoir import __version__
-from echoir.runtime.errors import EchoIRError, ImageError
-from echoir.runtime.output import Output, displayable, guard_streams
+from echoir.runtime.errors import BackendError, EchoIRError, ImageError
+from echoir.runtime.output import Output, displayable, displayable_lines, guard_streams
 
 # name -> (module, short help); the command object has the name of the command.
 COMMANDS = {
@@ -67,7 +67,8 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         # Outside standalone mode, ctx.exit(n) comes back as the return value.
         code: Any = command.main(arguments, prog_name=name, standalone_mode=False)
     except EchoIRError as error:
-        click.echo(f"error: {displayable(error)}", err=True)
+        shown = displayable_lines if isinstance(error, BackendError) else displayable  # those quote other programs
+        click.echo(f"error: {shown(str(error))}", err=True)
         code = error.exit_code
     except click.ClickException as error:
         error.message = displayable(error.message)

@@ -10,8 +10,6 @@ import click
 from echoir.runtime.commands import ThreadsType, model_option
 from echoir.runtime.output import displayable
 
-ALIGNMENT = 16  # the coarsest EchoUpsample works on blocks of 2 x 2 cells at an eighth of the resolution
-
 
 class TileType(click.ParamType):  # type: ignore[type-arg]
     """``256``, or ``HEIGHTxWIDTH``, in pixels."""
@@ -25,8 +23,8 @@ class TileType(click.ParamType):  # type: ignore[type-arg]
         if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
             self.fail(f"{value!r} is not a size such as 256 or 256x384", param, ctx)
         height, width = (int(side) for side in (sides * 2)[:2])
-        if not height or not width or height % ALIGNMENT or width % ALIGNMENT:
-            self.fail(f"{value!r}: both sides must be multiples of {ALIGNMENT} pixels", param, ctx)
+        if not height or not width:
+            self.fail(f"{value!r}: both sides must be at least a pixel", param, ctx)
         return height, width
 
 
