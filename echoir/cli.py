@@ -71,7 +71,6 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         click.echo(f"error: {shown(str(error))}", err=True)
         code = error.exit_code
     except click.ClickException as error:
-        error.message = displayable(error.message)
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):

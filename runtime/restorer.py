@@ -290,6 +290,6 @@ class Restorer:
 def _overlap(a: Array, b: Array) -> bool:
     """Whether two arrays have a byte in common; where that is hard to tell, they are taken to."""
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # numpy's stub knows two values alone
     except RuntimeError:  # numpy's TooHardError, which has no name that all its versions know
         return True
