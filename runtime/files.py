@@ -38,6 +38,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".echoir-{secrets.token_hex(6)}{target.suffix}")
     held = -1
     try:
+        with suppress(FileNotFoundError):
+            os.lstat(target)  # a name that is too long is known before any work
         _clear(target.parent)
         # Created here, and exclusively, so that the mode follows the umask and no name is taken over. Its lock is held
         # to the end, and says to others that someone is still at work on it.

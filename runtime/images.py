@@ -108,10 +108,12 @@ class Picture:
         tag = (self.extras.tags or {}).get(EXTRA_SAMPLES)
         return self.format == "tiff" and self.alpha is not None and tag is not None and tag.numbers[:1] == [0]
 
-    @property
-    def left(self) -> tuple[str, ...]:
-        """What the file holds and no picture made from it will, in words."""
-        return self.extras.left
+    def left_behind(self, target: Path) -> list[str]:
+        """What the file holds and a picture saved as ``target`` will not, in words."""
+        left = list(self.extras.left)
+        if self.format == "png" and WRITABLE.get(target.suffix.lower()) != "png" and (colours := self.extras.colours):
+            left.append(f"how its colours look ({', '.join(colours)})")
+        return left
 
     def read_rows(self, y0: int, y1: int) -> Array:
         """Rows y0 to y1 - 1 without alpha: [y1 - y0, W, 3], or [y1 - y0, W] of a gray picture. No copy."""

@@ -101,6 +101,8 @@ def plan(
         PlanError: two inputs with one output, an output that would replace an input, a file name
             as the output of anything but one file, or a suffix that is no part of a name.
     """
+    if not output or not all(inputs):  # what a shell makes of a variable that is not set; Path would take it for "."
+        raise PlanError("the name of an input or of the output is empty")
     out = Path(output)
     as_file = _is_file_name(inputs, output)
     if as_file and naming != Naming():
@@ -291,8 +293,8 @@ def _tiles(restorer: Restorer, source: Path, upright: bool, max_pixels: int) -> 
     return restorer.tiles(height, width) if height * width <= max_pixels else 0
 
 
-def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> tuple[str, ...]:
-    """Restore an image; returns what is in its file and in no other's made from it."""
+def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> list[str]:
+    """Restore an image; returns what is in its file and not in the new one."""
     picture = open_picture(job.source, max_pixels=max_pixels, upright=upright)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -305,4 +307,4 @@ def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool
 
     rows = restorer.strips(picture.read_rows, picture.height, picture.width, on_tiles=on_tiles)
     save_picture(job.target, rows, picture)
-    return picture.left
+    return picture.left_behind(job.target)

@@ -20,8 +20,10 @@ JPEG_BODY = 2  # behind the start-of-image marker
 _PNG_BODY = len(SIGNATURE) + 25  # where a PNG's header ends: it always has 13 bytes of data
 # Chunks that mean the same whatever the pixels are; others are carried only if their names say so (section 5.4).
 _CARRIED = {
-    b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi", b"bKGD", b"tIME", b"sTER",
+    b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi", b"bKGD", b"tIME",
+    b"sTER", b"sCAL", b"pCAL", b"sPLT",
 }  # fmt: skip
+_SRGB_GAMMA = struct.pack(">I", 45455)
 _LIMIT = 1 << 26  # bytes; far more than any metadata, far less than a hostile file
 _EXIF, _JUMBF = b"Exif\0\0", b"JP"
 
@@ -47,6 +49,14 @@ class Extras:
     resolved: bool = False
     lossless: bool = False
     left: tuple[str, ...] = ()
+
+    @property
+    def colours(self) -> list[str]:
+        """A PNG's chunks that say how its colours look, unlike sRGB's, and that no other format has; by name."""
+        found = dict(self.chunks)
+        usual = found.get(b"gAMA", _SRGB_GAMMA) == _SRGB_GAMMA or b"sRGB" in found or b"iCCP" in found
+        named = [kind for kind in found if kind in (b"cICP", b"mDCV", b"cLLI") or (kind == b"gAMA" and not usual)]
+        return [kind.decode() for kind in named]
 
     @property
     def comment(self) -> bytes:

@@ -321,6 +321,7 @@ def test_atomic_write_names_the_target_and_the_cause(tmp_path: Path) -> None:
     write(tmp_path / "file.txt", "No space left on device")
     write(tmp_path / "absent" / "file.txt", "No such file or directory")
     write(tmp_path, "it is a folder")
+    write(tmp_path / ("x" * 300), "File name too long")
     write(Path("/dev/null"), "not a regular file")
     assert os.listdir(tmp_path) == []
 

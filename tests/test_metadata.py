@@ -162,6 +162,25 @@ class TestPng:
         with Image.open(tmp_path / "out.png") as after:
             np.testing.assert_array_equal(np.asarray(after), pixels)
 
+    @pytest.mark.parametrize(
+        ("added", "said"),
+        [
+            ([(b"gAMA", struct.pack(">I", 100_000))], "how its colours look (gAMA)"),
+            ([(b"cICP", bytes([9, 16, 0, 1]))], "how its colours look (cICP)"),
+            ([(b"gAMA", struct.pack(">I", 45455))], ""),
+            ([(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 45455))], ""),
+        ],
+    )
+    def test_colours_that_another_format_cannot_tell_are_named(
+        self, tmp_path: Path, identity: Artifact, added: list[tuple[bytes, bytes]], said: str
+    ) -> None:
+        png_with(tmp_path / "in.png", added)
+        arguments = ("restore", tmp_path / "in.png", "-m", identity.model_path, "-o", tmp_path / "out")
+        result = echoir(*arguments, "--format", "tiff")
+        assert (result.code, "not carried over" in result.err) == (0, bool(said))
+        assert said in result.err
+        assert "not carried over" not in echoir(*arguments).err
+
 
 class TestJpeg:
     def test_comments_and_unknown_segments_go_on(self, tmp_path: Path) -> None:

@@ -297,6 +297,12 @@ class TestPlan:
         with pytest.raises(PlanError, match="applies to outputs in a folder"):
             plan(["a.png"], str(tmp_path / "b.png"), Naming("_x"))
 
+    @pytest.mark.parametrize("given", [("", "out"), ("a.png", ""), ("", "")])
+    def test_empty_names_are_refused(self, given: tuple[str, str]) -> None:
+        """As a shell gives for a variable that is not set; they would mean the current folder."""
+        with pytest.raises(PlanError, match="is empty"):
+            plan([given[0]], given[1])
+
     def test_inputs_that_hold_nothing_are_failures(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         jobs, failures = plan([str(tmp_path / "empty"), f"{tmp_path}/*.webp"], str(tmp_path / "out"))
