@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoir.runtime.errors import ImageError
+from echoir.runtime.output import displayable
 
 Floats = NDArray[np.float32]
 Degradation = Callable[[Floats, np.random.Generator], tuple[Floats, Floats]]
@@ -188,7 +189,7 @@ def _pictures(sources: Sequence[Source], task: str, degradation: Practice | None
             reason = "a copy of another"
         else:
             signatures.append(signature)
-            found.good.append(_Picture(clean_path.name, clean, degraded))
+            found.good.append(_Picture(displayable(clean_path.name), clean, degraded))
             continue
         found.bad.setdefault(reason, []).append(clean_path.name)
     return found

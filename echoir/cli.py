@@ -70,6 +70,9 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         shown = displayable_lines if isinstance(error, BackendError) else displayable  # those quote other programs
         click.echo(f"error: {shown(str(error))}", err=True)
         code = error.exit_code
+    except MemoryError as error:
+        click.echo(f"error: out of memory: {displayable(error) or 'the machine has no more'}", err=True)
+        code = BackendError.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
