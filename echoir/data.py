@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from echoir.runtime.errors import ImageError
 from echoir.runtime.folders import find_pictures, name_unread
-from echoir.runtime.images import WRITABLE, Header, open_picture, read_header
+from echoir.runtime.images import Header, open_picture, read_header
+from echoir.runtime.picture import WRITABLE
 
 T = TypeVar("T")
 # How the field names the two folders of a pair, in any case.

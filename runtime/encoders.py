@@ -23,7 +23,7 @@ from echoir.runtime.vips import encoded, use_threads, vips
 if TYPE_CHECKING:
     import pyvips
 
-    from echoir.runtime.images import Picture
+    from echoir.runtime.picture import Picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 QUALITY = 95

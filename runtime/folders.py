@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from echoir.runtime.images import WRITABLE
+from echoir.runtime.picture import WRITABLE
 
 # Pictures that nothing here reads: worth a word, where a text file is not.
 UNREAD = {
@@ -34,7 +34,7 @@ class Found:
 
 
 def find_pictures(folder: Path, *, without: Path | None = None) -> Found:
-    """All pictures below a folder, by their suffixes (:data:`echoir.runtime.images.WRITABLE`).
+    """All pictures below a folder, by their suffixes (:data:`echoir.runtime.picture.WRITABLE`).
 
     Hidden files and folders are left out (``._a.png`` is what macOS leaves beside ``a.png``). Links are followed;
     a folder that can be reached in several ways is walked once, at its own place if that is below ``folder``.

@@ -12,7 +12,8 @@ from typing import Literal
 
 from echoir.runtime.errors import ImageError
 from echoir.runtime.folders import UNREAD, Found, find_pictures, is_within, name_unread
-from echoir.runtime.images import MAX_PIXELS, WRITABLE, open_picture, picture_size, save_picture
+from echoir.runtime.images import MAX_PIXELS, open_picture, picture_size, save_picture
+from echoir.runtime.picture import WRITABLE
 from echoir.runtime.progress import Progress
 from echoir.runtime.restorer import Restorer
 

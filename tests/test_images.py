@@ -20,7 +20,8 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from echoir.runtime.errors import BackendError, ImageError
-from echoir.runtime.images import WRITABLE, Picture, open_picture, picture_size, save_picture
+from echoir.runtime.images import open_picture, picture_size, save_picture
+from echoir.runtime.picture import WRITABLE, Picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

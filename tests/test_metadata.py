@@ -16,7 +16,8 @@ from running import echoir
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ImageError
-from echoir.runtime.images import Picture, open_picture, save_picture
+from echoir.runtime.images import open_picture, save_picture
+from echoir.runtime.picture import Picture
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install 'echoir[dev]'")
 Array = np.ndarray[Any, np.dtype[Any]]

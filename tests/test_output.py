@@ -58,7 +58,7 @@ class TestNames:
         result = echoir("evaluate", identity.model_path, "--data", folder, "--csv", table, "--log-json")
         assert result.code == 0
         with table.open(encoding="utf-8") as file:
-            assert next(csv.DictReader(file))["picture"] .endswith(r"sigma 25/lat\xe9.png")
+            assert next(csv.DictReader(file))["picture"].endswith(r"sigma 25/lat\xe9.png")
         assert result.records[-1]["fields"]["picture"] == r"lat\xe9.png"
 
     def test_a_failure_stays_one_harmless_line(self, tmp_path: Path, identity: Artifact) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.images import WRITABLE, open_picture
+from echoir.runtime.images import open_picture
 from echoir.runtime.jobs import Job, Naming, PlanError, plan
+from echoir.runtime.picture import WRITABLE
 
 
 def write(path: Path, seed: int = 0, size: tuple[int, int] = (40, 50), **options: Any) -> np.ndarray[Any, Any]:
