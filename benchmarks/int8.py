@@ -32,7 +32,7 @@ from echoir.calibration.ranges import METHODS, observe, open_model
 from echoir.calibration.sampler import Tiles, sample
 from echoir.calibration.sensitivity import Judge
 from echoir.checkpoint import Checkpoint, load_checkpoint
-from echoir.data import list_pictures, read_rgb
+from echoir.data import list_pictures, read_float
 from echoir.export.engine import build_engine
 from echoir.export.graph import build_model
 from echoir.export.precision import to_fp16
@@ -167,7 +167,7 @@ def engine(path: Path) -> str:
 
 def ablation(checkpoint: Checkpoint, folder: Path, threads: int | None) -> None:
     sources = [(picture.clean, picture.degraded) for picture in list_pictures([folder])]
-    tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_rgb, side=SIDE)
+    tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_float, side=SIDE)
     model = build_model(checkpoint.network, tile=(SIDE, SIDE), batch=1, io="float")
     base = calibrate(model, tiles, threads=threads)
     inner = [layer for layer in base.graph.layers if layer.name not in ENDS]

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoir.runtime.errors import ImageError
+from echoir.runtime.output import displayable
 
 Floats = NDArray[np.float32]
 Degradation = Callable[[Floats, np.random.Generator], tuple[Floats, Floats]]
 """A clean picture [H, W, 3] to what is degraded and what is true of it (a gray picture, perhaps)."""
 Source = tuple[Path, "Path | None"]  # a clean picture, and what the world made of it if that is known
-Read = Callable[[Path], NDArray[np.uint8]]
+Read = Callable[[Path], Floats]
 
 PICTURES = 64  # that are looked at, at most: more cost time and change the ranges no longer
 CROPS = 4  # of every picture
@@ -99,7 +100,7 @@ def sample(
         task: its name, for messages.
         degradation: what the task undoes, for clean pictures; calibration sees it as training did, and
             sensitivity at the strengths the task is watched with, if there are such.
-        read: a file to uint8 [H, W, 3].
+        read: a file to float32 [H, W, 3] in [0, 1].
         side: of a tile in pixels.
         calibration, sensitivity: how many tiles; a picture gives at most four.
         seed: of everything drawn.
@@ -169,8 +170,8 @@ def _pictures(sources: Sequence[Source], task: str, degradation: Practice | None
     found = _Pictures([], {})
     signatures: list[Floats] = []
     for clean_path, degraded_path in sources:
-        clean = _float(read(clean_path))
-        degraded = None if degraded_path is None else _float(read(degraded_path))
+        clean = read(clean_path)
+        degraded = None if degraded_path is None else read(degraded_path)
         if degraded is None and degradation is None:
             raise ImageError(f"{clean_path}: {task} needs pairs, in the folders input/ and target/")
         if degraded is not None and degraded.shape != clean.shape:
@@ -188,7 +189,7 @@ def _pictures(sources: Sequence[Source], task: str, degradation: Practice | None
             reason = "a copy of another"
         else:
             signatures.append(signature)
-            found.good.append(_Picture(clean_path.name, clean, degraded))
+            found.good.append(_Picture(displayable(clean_path.name), clean, degraded))
             continue
         found.bad.setdefault(reason, []).append(clean_path.name)
     return found
@@ -260,10 +261,6 @@ def _shrunk(gray: Floats) -> Floats:
         for left, right in pairwise(columns)
     ]
     return np.array(means, np.float32)
-
-
-def _float(pixels: NDArray[np.uint8]) -> Floats:
-    return pixels.astype(np.float32) / np.float32(255)
 
 
 def _planes(pixels: NDArray[Any]) -> Floats:

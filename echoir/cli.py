@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from echoir import __version__
-from echoir.runtime.errors import EchoIRError
+from echoir.runtime.errors import BackendError, EchoIRError, ImageError
+from echoir.runtime.output import Output, displayable, displayable_lines, guard_streams
 
 # name -> (module, short help); the command object has the name of the command.
 COMMANDS = {
@@ -66,22 +67,32 @@ def run(command: click.Command, arguments: list[str] | None = None, name: str | 
         # Outside standalone mode, ctx.exit(n) comes back as the return value.
         code: Any = command.main(arguments, prog_name=name, standalone_mode=False)
     except EchoIRError as error:
-        click.echo(f"error: {error}", err=True)
+        shown = displayable_lines if isinstance(error, BackendError) else displayable  # those quote other programs
+        click.echo(f"error: {shown(str(error))}", err=True)
         code = error.exit_code
+    except MemoryError as error:
+        click.echo(f"error: out of memory: {displayable(error) or 'the machine has no more'}", err=True)
+        code = BackendError.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if code == 0 and isinstance(sys.stdout, Output) and (cause := sys.stdout.lost):
+        click.echo(f"error: cannot write to standard output: {cause}", err=True)
+        code = ImageError.exit_code
+    sys.exit(code)
 
 
 def main() -> None:
     """Entry point of ``echoir``."""
+    guard_streams()
     run(cli, name="echoir")
 
 
 def export_main() -> None:
     """Entry point of ``echoir-export``: ``echoir export`` under its own name."""
+    guard_streams()
     run(cli, ["export", *sys.argv[1:]], name="echoir")

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from echoir.runtime.commands import ThreadsType
+
 
 @click.command()
 @click.option(
@@ -19,8 +21,8 @@ import click
     "--data",
     multiple=True,
     metavar="DIR",
-    help="Folder of clean pictures, searched below too, or of pairs in input/ and target/; may be repeated. "
-    "[default: ECHOIR_DATA]",
+    help="Folder of clean pictures, searched below too, or of pairs in subfolders such as input/ and target/, "
+    "blur/ and sharp/, lq/ and gt/, noisy/ and clean/, rain/ and norain/; may be repeated. [default: ECHOIR_DATA]",
 )
 @click.option(
     "--recipe", default="tiny", show_default=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file."
@@ -33,7 +35,7 @@ import click
 @click.option("--autocast/--no-autocast", default=None, help="bfloat16 where PyTorch deems it safe.")
 @click.option("--compile/--no-compile", "compile_", default=None, help="Use torch.compile.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help="CPU threads. [default: all cores]")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train for so long; the schedule follows.")
 @click.option("-o", "--output", metavar="DIR", help="The run's folder. [default: runs/TASK-PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the folder's last state.")
@@ -65,7 +67,7 @@ def train(
         import torch
 
         from echoir.checkpoint import load_checkpoint
-        from echoir.data import list_pictures
+        from echoir.data import check_pictures, list_pictures
         from echoir.distributed import join, leave
         from echoir.pack import data_folders
         from echoir.recipe import Recipe
@@ -81,8 +83,11 @@ def train(
     if (folder / "state.safetensors").exists() and not resume:
         raise click.UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another -o")
     network = load_checkpoint(start).network if start else None
+    said: list[str] = []
+    pictures = list_pictures(folders, said.append)
+    check_pictures(pictures)
     world = join(device)
-    trainer = Trainer(task, resolved, list_pictures(folders), folder, world, start=network)
+    trainer = Trainer(task, resolved, pictures, folder, world, start=network)
     if resume:
         trainer.resume()
     first = world.rank == 0
@@ -90,6 +95,8 @@ def train(
     total, unit = (round(60 * (resolved.minutes or 0)), "seconds") if timed else (resolved.steps, "steps")
     done = round(trainer.seconds) if timed else trainer.step
     with Progress("train", total, unit, done=done, log_json=log_json, quiet=not first) as progress:
+        for line in said if first else ():
+            progress.note(line)
 
         def report(step: int, **figures: float) -> None:
             if "loss" in figures:
@@ -127,7 +134,7 @@ def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool)
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@click.option("--data", required=True, metavar="DIR", help="Clean pictures, or a folder with input/ and target/.")
+@click.option("--data", required=True, metavar="DIR", help="Clean pictures, or pairs, as for train.")
 @click.option(
     "--form",
     "forms",
@@ -141,7 +148,7 @@ def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool)
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first so many pictures.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help="CPU threads. [default: all cores]")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the figures of every picture here.")
 @click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
 def evaluate(
@@ -204,11 +211,14 @@ def evaluate(
         (form, level) for form in (forms or (None,)) for level in ((None,) if form == "clean" else sigma or (None,))
     ]
     for form, level in asked:
-        samples = open_samples(Path(data), task, form=form, sigma=level, seed=seed, limit=limit)
+        said: list[str] = []
+        samples = open_samples(Path(data), task, form=form, sigma=level, seed=seed, limit=limit, say=said.append)
         label = samples.kind if samples.form is None else samples.form
         if samples.sigma is not None and form != "clean":
             label += f" sigma {samples.sigma:g}"
         with Progress("evaluate", len(samples), "pictures", log_json=log_json) as progress:
+            for line in () if scores else said:  # once, not for every level
+                progress.note(line)
             these = []
             for one in score(restore, samples, task):
                 these.append(one)
@@ -221,4 +231,4 @@ def evaluate(
         scores += [replace(one, picture=f"{label}/{one.picture}") for one in (*these, average)]
     if csv_path:
         with atomic_write(csv_path) as temporary:
-            temporary.write_text(to_csv(scores))
+            temporary.write_text(to_csv(scores), encoding="utf-8")

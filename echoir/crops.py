@@ -43,7 +43,7 @@ class Store:
     """
 
     def __init__(self, paths: Sequence[Path], device: torch.device, scratch: Path) -> None:
-        sizes = torch.tensor([picture_size(path) for path in paths])  # (height, width)
+        sizes = torch.tensor([picture_size(path, upright=True) for path in paths])  # (height, width)
         pixels = sizes.prod(1)
         starts = torch.cumsum(pixels, 0) - pixels
         total = int(pixels.sum())

@@ -90,9 +90,8 @@ def _parts(picture: Picture, folder: Path) -> Iterator[tuple[PurePosixPath, Path
     if picture.degraded is None:
         yield PurePosixPath(picture.clean.relative_to(folder)), picture.clean, False
     else:
-        stem = PurePosixPath(picture.degraded.relative_to(folder)).relative_to("input")
-        yield PurePosixPath("input") / stem, picture.degraded, True
-        yield PurePosixPath("target") / stem, picture.clean, True
+        for path in (picture.degraded, picture.clean):
+            yield PurePosixPath(path.relative_to(folder)), path, True
 
 
 def _encoded(source: Path, quality: int | None) -> tuple[str, bytes]:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from echoir.data import Picture, find_pairs, list_images, read_rgb, to_float
+from echoir.data import Picture, Say, check_pictures, find_pairs, list_pictures, read_float
 from echoir.degradations import TASKS, Draw, Task
 from echoir.forms import FORMS
 from echoir.runtime.errors import ImageError
+from echoir.runtime.output import displayable
 
 SHIPPED = Path(__file__).parent / "pictures"
 SIGMA = 25.0
@@ -27,7 +28,7 @@ Degradation = Callable[[NDArray[np.float32], np.random.Generator], tuple[NDArray
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: ``degraded`` and ``truth``, both float32 [H, W, 3] RGB; truth in [0, 1]."""
+    """One picture by a displayable name: ``degraded`` and ``truth``, both float32 [H, W, 3] RGB; truth in [0, 1]."""
 
     name: str
     degraded: NDArray[np.float32]
@@ -64,19 +65,15 @@ class Samples:
             ImageError: a file cannot be read, or the two pictures of a pair differ in size.
         """
         for index, picture in enumerate(self.pictures):
-            truth = _read(picture.clean)
+            check_pictures([picture])
+            truth = read_float(picture.clean)
             if picture.degraded is not None:
-                degraded = _read(picture.degraded)
-                if degraded.shape != truth.shape:
-                    raise ImageError(
-                        f"{picture.degraded}: {_size(degraded)} pixels, but its target {picture.clean} has "
-                        f"{_size(truth)}; a pair must be of one size"
-                    )
-                yield Sample(picture.degraded.name, degraded, truth)
+                degraded = read_float(picture.degraded)
+                yield Sample(displayable(picture.degraded.name), degraded, truth)
             else:
                 assert self.degrade is not None
                 degraded, truth = self.degrade(truth, np.random.default_rng((self.seed, index)))
-                yield Sample(picture.clean.name, degraded, truth)
+                yield Sample(displayable(picture.clean.name), degraded, truth)
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""
@@ -99,31 +96,33 @@ def open_samples(
     sigma: float | None = None,
     seed: int = SEED,
     limit: int | None = None,
+    say: Say = lambda _: None,
 ) -> Samples:
     """Find the pictures of a folder.
 
-    A folder that holds ``input/`` and ``target/`` gives the pairs of equal stem. Any other is a set of
-    clean pictures: for denoising they come in one form with Gaussian noise of one level, and otherwise
-    with what the task's training crops receive, each picture at a strength of its own.
+    Pairs are found as :func:`echoir.data.list_pictures` does. Any other folder is a set of clean pictures: for
+    denoising they come in one form with Gaussian noise of one level, and otherwise with what the task's training
+    crops receive, each picture at a strength of its own.
 
     Args:
         task: what the checkpoint restores.
         form: a key of ``echoir.forms.FORMS``, for clean pictures of denoising; ``"rgb"`` if None.
         sigma: noise level in 8-bit codes for clean pictures of denoising; 25 if None.
         limit: take the first so many by name.
+        say: as for :func:`echoir.data.list_pictures`.
 
     Raises:
-        ImageError: no picture, an input without its target, an unknown task, or ``form`` or ``sigma`` given
+        ImageError: as :func:`echoir.data.find_pairs`; an unknown task, or ``form`` or ``sigma`` given
             for pairs or for another task than denoising.
     """
     given = [f"--{name}" for name, value in (("form", form), ("sigma", sigma)) if value is not None]
-    if pairs := find_pairs(folder)[:limit]:
+    if pairs := find_pairs(folder, say)[:limit]:
         if given:
-            raise ImageError(f"{folder}: holds input/ and target/ pairs, which are used as they are; drop {given[0]}")
+            raise ImageError(f"{folder}: holds pairs, which are used as they are; drop {given[0]}")
         return Samples(tuple(pairs), None, "pairs", seed=seed)
     if task not in TASKS:
-        raise ImageError(f"{folder}: {task} needs pairs, in the folders input/ and target/ there")
-    clean = tuple(Picture(path) for path in list_images([folder])[:limit])
+        raise ImageError(f"{folder}: {task} needs pairs, such as in the folders input/ and target/ there")
+    clean = tuple(list_pictures([folder])[:limit])
     if task == "denoise":
         return noisy_samples(clean, form or "rgb", SIGMA if sigma is None else sigma, seed)
     if given:
@@ -163,11 +162,3 @@ def _as_in_training(
     batch = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None]
     degraded, truth = task.degrade(batch, Draw((int(rng.integers(2**62)),)))
     return tuple(np.ascontiguousarray(part[0].permute(1, 2, 0).numpy()) for part in (degraded, truth))  # type: ignore[return-value]
-
-
-def _read(path: Path) -> NDArray[np.float32]:
-    return to_float(read_rgb(path))
-
-
-def _size(image: NDArray[np.float32]) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from echoir.runtime.commands import model_option
-
-ALIGNMENT = 16  # the coarsest EchoUpsample works on blocks of 2 x 2 cells at an eighth of the resolution
+from echoir.runtime.commands import ThreadsType, model_option
+from echoir.runtime.output import displayable
 
 
 class TileType(click.ParamType):  # type: ignore[type-arg]
@@ -24,8 +23,8 @@ class TileType(click.ParamType):  # type: ignore[type-arg]
         if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
             self.fail(f"{value!r} is not a size such as 256 or 256x384", param, ctx)
         height, width = (int(side) for side in (sides * 2)[:2])
-        if not height or not width or height % ALIGNMENT or width % ALIGNMENT:
-            self.fail(f"{value!r}: both sides must be multiples of {ALIGNMENT} pixels", param, ctx)
+        if not height or not width:
+            self.fail(f"{value!r}: both sides must be at least a pixel", param, ctx)
         return height, width
 
 
@@ -67,7 +66,7 @@ _MEASURE = [
         help="Gate: change against ground truth, either way; int8 chooses its layers within it. "
         "[default: fp16 0.02, int8 0.1]",
     ),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads of engine and PyTorch. [default: all cores]"),
+    click.option("--threads", type=ThreadsType(), help="Threads of engine and PyTorch. [default: all cores]"),
     click.option("--log-json", is_flag=True, help="Report progress as JSON lines."),
 ]
 
@@ -206,7 +205,7 @@ def export(**options: Any) -> None:
         if not force:
             raise click.UsageError(f"{folder} holds an earlier export; replace it with --force, or give another -o")
     result = export_artifact(request, log_json=log_json)
-    click.echo("\n".join([*lines(result.report), "", *result.lines()]))
+    click.echo("\n".join(map(displayable, [*lines(result.report), "", *result.lines()])))
 
 
 @click.command()
@@ -237,11 +236,16 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
     artifact = Artifact.open(model)
     manifest = artifact.manifest
     checkpoint = load_checkpoint(reference or manifest.checkpoint.name)
-    samples = open_samples(options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"])
+    said: list[str] = []
+    samples = open_samples(
+        options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"], say=said.append
+    )
     with (
         open_session(artifact, threads=options["threads"]) as session,
         Progress("parity", len(samples), "pictures", log_json=log_json) as progress,
     ):
+        for line in said:
+            progress.note(line)
         report = measure_parity(
             manifest,
             session,
@@ -258,6 +262,6 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
         except OSError as error:
             raise ImageError(f"cannot write {output}: {error.strerror}") from error
         write_report(report, output)
-    click.echo("\n".join(lines(report)))
+    click.echo("\n".join(map(displayable, lines(report))))
     if not report.passed:
         raise GateError(f"{manifest.name}: {'; '.join(report.failures)}")

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -90,7 +89,6 @@ def build_engine(
     compute_capabilities: Sequence[str] = (),
     batches: tuple[int, int, int] = (1, 1, 8),
     options: EngineOptions | None = None,
-    timeout: float | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> EngineInfo:
     """Build a strongly typed engine from an ONNX file.
@@ -103,13 +101,12 @@ def build_engine(
             ``RTX_CAPABILITIES`` for TensorRT-RTX. TensorRT accepts that of this machine's GPU only.
         batches: smallest, usual and largest number of images per run, where the file leaves it open.
         options: how; None takes the defaults.
-        timeout: seconds after which the build is given up.
         on_progress: told how much is done, in percent.
 
     Raises:
         MissingExtraError: the library is not installed.
         BackendError: no GPU for TensorRT, a node the library refuses, a layer that runs in another
-            type than the graph says, a build that fails, aborts or takes too long; the message names
+            type than the graph says, a build that fails or aborts; the message names
             the cause.
         ImageError: the engine cannot be written.
     """
@@ -128,7 +125,7 @@ def build_engine(
             "batches": batches,
             "options": asdict(options or EngineOptions()),
         }
-        result = _run(request, target, answer, Path(onnx_path), timeout, on_progress)
+        result = _run(request, target, answer, Path(onnx_path), on_progress)
         return EngineInfo(
             version=result["version"],
             compute_capabilities=tuple(result["compute_capabilities"]),
@@ -145,7 +142,6 @@ def _run(
     target: str,
     answer: Path,
     source: Path,
-    timeout: float | None,
     on_progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     command = [sys.executable, "-m", "echoir.export.engine_worker", json.dumps(request)]
@@ -157,18 +153,9 @@ def _run(
         text=True,
         errors="replace",
     )
-    late = threading.Event()
-
-    def give_up() -> None:
-        late.set()
-        process.kill()
-
-    watch = threading.Timer(timeout or 0, give_up)
     words: list[str] = []
     with process:
         try:
-            if timeout is not None:
-                watch.start()
             assert process.stdout is not None
             for line in process.stdout:
                 if not line.startswith(PROGRESS):
@@ -178,10 +165,6 @@ def _run(
         except BaseException:
             process.kill()
             raise
-        finally:
-            watch.cancel()
-    if late.is_set():
-        raise BackendError(f"{target} did not finish {source.name} within {timeout:g} s")
     result: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
     if process.returncode == 0 and "seconds" in result:
         return result

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,23 +28,6 @@ OPSET = 20  # Gelu became an operator in 20; TensorRT 10.3 reads up to 20
 INPUT, OUTPUT = "input", "output"
 
 
-@dataclass(frozen=True)
-class OnnxInfo:
-    """What was written.
-
-    Attributes:
-        opset: version of the default operator set.
-        parameters: of the network as trained.
-        float32_nodes: names of nodes that compute in float32 in an fp16 model; empty for fp32.
-        nodes: in the graph, an EchoUpsample counting as one.
-    """
-
-    opset: int
-    parameters: int
-    float32_nodes: tuple[str, ...]
-    nodes: int
-
-
 def export_onnx(
     network: EchoIR,
     path: str | Path,
@@ -54,7 +36,7 @@ def export_onnx(
     batch: int | None = 1,
     io: IO = "float",
     precision: Precision = "fp32",
-) -> OnnxInfo:
+) -> tuple[str, ...]:
     """Write ``network`` as one ONNX file.
 
     Args:
@@ -66,6 +48,9 @@ def export_onnx(
             NHWC in [0, 255] in and out; scaling, clipping and rounding happen inside.
         precision: ``"fp32"``, or ``"fp16"``: weights and most activations in float16, with
             float32 kept where :mod:`echoir.export.precision` says.
+
+    Returns:
+        Names of the nodes that compute in float32 in an fp16 model; none for fp32.
 
     Raises:
         ValueError: a tile that does not fit the alignment, or a batch below 1.
@@ -86,7 +71,7 @@ def export_onnx(
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
-    return OnnxInfo(OPSET, sum(p.numel() for p in network.parameters()), float32_nodes, len(model.graph.node))
+    return float32_nodes
 
 
 def tile_alignment(network: EchoIR) -> int:

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import click
+
 from echoir import __version__
 from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
 from echoir.checkpoint import Checkpoint, load_checkpoint
@@ -33,6 +35,7 @@ from echoir.runtime.manifest import (
     TensorSpec,
     Tile,
 )
+from echoir.runtime.output import displayable
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
 from echoir.samples import SHIPPED, Samples, open_samples
@@ -48,7 +51,7 @@ class Request:
         weights: a shipped checkpoint's name, or a file.
         precision: ``"fp16"``, ``"fp32"`` or ``"int8"``.
         targets: ``"auto"`` is every engine this machine can build; the ONNX is always made.
-        tile: (height, width) in pixels, multiples of 16.
+        tile: (height, width) in pixels, multiples of :func:`echoir.export.onnx_export.tile_alignment`.
         batch: tiles per run; None leaves it open.
         overlap: pixels that neighbouring tiles share at least, the artifact's default.
         io: ``"float"`` (float32 NCHW in [0, 1]) or ``"uint8"`` (NHWC).
@@ -86,7 +89,7 @@ class Request:
     @property
     def name(self) -> str:
         """Of the artifact: ``denoise-fp16``, ``denoise-fp16-uint8``."""
-        return f"{Path(self.weights).stem}-{self.precision}" + ("-uint8" if self.io == "uint8" else "")
+        return displayable(f"{Path(self.weights).stem}-{self.precision}") + ("-uint8" if self.io == "uint8" else "")
 
     @property
     def folder(self) -> Path:
@@ -136,9 +139,16 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
         GateError: the figures do not pass, and the files are kept in the folder's name + ``.failed``; or
             no layer can go to INT8 within the budget.
         ImageError: pictures cannot be read, or the folder cannot be written.
+        click.BadParameter: a tile that the network does not take.
     """
     checkpoint = load_checkpoint(request.weights)
-    samples = open_samples(request.images or SHIPPED, checkpoint.task, sigma=request.sigma, limit=request.limit)
+    alignment, (height, width) = tile_alignment(checkpoint.network), request.tile
+    if height % alignment or width % alignment:
+        raise click.BadParameter(f"tile of {height} x {width}: this network wants multiples of {alignment} pixels")
+    said: list[str] = []
+    samples = open_samples(
+        request.images or SHIPPED, checkpoint.task, sigma=request.sigma, limit=request.limit, say=said.append
+    )
     wanted = engines(request.targets)
     for target in (target for target, required in wanted.items() if required):
         module, extra = MODULES[target]
@@ -149,6 +159,8 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
         int8 = _prepare(request, checkpoint, samples, memory, log_json)
     steps = 1 + len(samples) + len(wanted)
     with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
+        for line in said:
+            progress.note(line)
         artifact = _make_onnx(request, checkpoint, stage, int8)
         progress.advance(last=artifact.model_path.name)
         artifact, report = _prove(request, checkpoint, artifact, samples, progress)
@@ -212,10 +224,10 @@ def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8
         precision = export_int8(path, int8, remainder=request.remainder)
     else:
         assert request.precision != "int8"
-        info = export_onnx(
+        float32 = export_onnx(
             network, path, tile=request.tile, batch=request.batch, io=request.io, precision=request.precision
         )
-        precision = Precision(request.precision, {"float32": info.float32_nodes} if info.float32_nodes else {})
+        precision = Precision(request.precision, {"float32": float32} if float32 else {})
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
     manifest = Manifest(
         name=request.name,
@@ -240,7 +252,7 @@ def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8
 
 def _recorded(weights: str, checkpoint: Checkpoint) -> str:
     """How the manifest names the checkpoint: a shipped one by its name, another by its file's."""
-    return checkpoint.path.stem if checkpoint.path.parent == SHIPPED_WEIGHTS else checkpoint.path.name
+    return displayable(checkpoint.path.stem if checkpoint.path.parent == SHIPPED_WEIGHTS else checkpoint.path.name)
 
 
 def _prove(

@@ -17,7 +17,7 @@ from echoir.calibration.sampler import Practice, Tiles, sample
 from echoir.calibration.search import Choice
 from echoir.calibration.sensitivity import groups
 from echoir.checkpoint import Checkpoint
-from echoir.data import list_pictures, read_rgb
+from echoir.data import check_pictures, list_pictures, read_float
 from echoir.degradations import TASKS
 from echoir.export.graph import IO, build_model, tile_alignment
 from echoir.export.precision import to_fp16
@@ -135,10 +135,15 @@ def prepare(
     """
     alignment = tile_alignment(checkpoint.network)
     side = min(SIDE, *tile) // alignment * alignment
-    sources = [(picture.clean, picture.degraded) for picture in list_pictures([folder])]
-    tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_rgb, side=side)
+    said: list[str] = []
+    pictures = list_pictures([folder], said.append)
+    check_pictures(pictures)
+    sources = [(picture.clean, picture.degraded) for picture in pictures]
+    tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_float, side=side)
     model = build_model(checkpoint.network, tile=(side, side), batch=1, io="float")
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json) as progress:
+        for line in said:
+            progress.note(line)
         calibrated = calibrate(model, tiles, threads=threads, on_step=lambda _: progress.advance())
     count = len(groups(calibrated.graph))
     with Progress("sensitivity", count, "groups", log_json=log_json) as progress:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from echoir.runtime.errors import ArtifactError
+from echoir.runtime.external import has_external_data
 from echoir.runtime.files import atomic_write, sha256_file
 from echoir.runtime.manifest import SUFFIXES, Manifest, Model
 
@@ -53,6 +54,7 @@ def write_artifact(manifest: Manifest, model_path: str | os.PathLike[str]) -> Ar
     model_path = Path(model_path)
     if not model_path.is_file():
         raise ArtifactError("model.file", f"no file at {model_path}", "a finished model")
+    _refuse_external(model_path)
     sha256 = sha256_file(model_path)
     model = replace(manifest.model, file=model_path.name, sha256=sha256, bytes=model_path.stat().st_size)
     manifest = replace(manifest, model=model)
@@ -111,3 +113,11 @@ def _check_model(model: Model, path: Path) -> None:
     if (sha256 := sha256_file(path)) != model.sha256:
         hint = f"{path.name} was edited, damaged or swapped: copy it again, or export it again"
         raise ArtifactError("model.sha256", sha256, model.sha256, hint)
+    _refuse_external(path)
+
+
+def _refuse_external(path: Path) -> None:
+    """An ONNX file's hash says nothing of weights in other files."""
+    if path.suffix == ".onnx" and has_external_data(path):
+        hint = "save the model in one file: onnx.save(onnx.load(path), path)"
+        raise ArtifactError("model.file", f"{path.name} with weights in other files", "all of the model in it", hint)

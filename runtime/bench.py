@@ -24,7 +24,7 @@ from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Session
 from echoir.runtime.machine import Machine
 from echoir.runtime.manifest import Manifest, TensorSpec
-from echoir.runtime.onnx_session import session_options
+from echoir.runtime.onnx_session import model_source, session_options
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -200,7 +200,9 @@ def profile_onnxruntime(artifact: Artifact, batch: int, threads: int, runs: int 
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(artifact.model_path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model_source(artifact.model_path), options, providers=["CPUExecutionProvider"]
+        )
         for _ in range(runs + 1):
             session.run(None, {manifest.input.name: tiles})
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -67,6 +67,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         return {key: parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
+    if kind is str and isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ArtifactError(where, repr(value), "text that can be written", EDITED)
     if type(value) is not kind:  # bool is not an int here
         raise ArtifactError(where, kind_of(value), _NAMES[kind], EDITED)
     return value

@@ -17,6 +17,17 @@ LONG = 8  # entries
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
 
 
+class ThreadsType(click.ParamType):  # type: ignore[type-arg]
+    """A number of threads, at most one for each core of the machine: thousands would take its memory."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from echoir.runtime.machine import all_cores
+
+        return click.IntRange(1, all_cores()).convert(value, param, ctx)
+
+
 def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``-m``, alike in the commands here."""
     help = "A model file, its .json, or a folder with one artifact."
@@ -29,7 +40,11 @@ def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-o", "--output", metavar="OUT", required=True, help="A folder; or a file name, for one input file.")
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the session. [default: one per physical core]")
+@click.option(
+    "--threads",
+    type=ThreadsType(),
+    help="Threads of the session. [default: one per physical core, and at most one per core]",
+)
 @click.option(
     "--exists",
     type=click.Choice(["skip", "overwrite", "error"]),
@@ -82,14 +97,16 @@ def restore(
     from echoir.runtime.images import MAX_PIXELS
     from echoir.runtime.jobs import Naming, PlanError, Report, plan
     from echoir.runtime.jobs import restore as run
+    from echoir.runtime.output import displayable
     from echoir.runtime.restorer import Restorer
 
     try:
         naming = Naming(suffix, EXTENSIONS[format_] if format_ else None)
-        jobs, failures = plan(inputs, output, naming, exists)
+        notes: list[str] = []
+        jobs, failures = plan(inputs, output, naming, exists, notes.append)
     except PlanError as error:
-        raise click.UsageError(str(error)) from None
-    report = Report(failed=failures)
+        raise click.UsageError(displayable(error)) from None
+    report = Report(notes, failed=failures)
     with Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer:
         try:
             run(
@@ -105,7 +122,7 @@ def restore(
         finally:  # also after an interruption: what is done is done
             if not log_json:
                 for failure in report.failed:
-                    click.echo(f"failed: {failure}", err=True)
+                    click.echo(f"failed: {displayable(failure)}", err=True)
             if not quiet:
                 click.echo(report)
     if report.failed:
@@ -117,7 +134,7 @@ def restore(
 @click.option("--iterations", type=click.IntRange(min=2), default=50, show_default=True, help="Timed runs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Runs before them.")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads, for all that is compared. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help="Threads, for all that is compared. [default: all cores]")
 @click.option("--against", metavar="pytorch|ARTIFACT", help="Run another in turn with this one, and print ratios.")
 @click.option(
     "--reference", metavar="CHECKPOINT", help="Weights for --against pytorch. [default: what the artifact names]"
@@ -146,6 +163,7 @@ def bench(
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.files import atomic_write
     from echoir.runtime.machine import describe_machine, usable_cores
+    from echoir.runtime.output import displayable_lines
     from echoir.runtime.sessions import open_session
 
     if reference and against != "pytorch":
@@ -172,10 +190,10 @@ def bench(
     if json_file == "-":
         click.echo(text, nl=False)
         return
-    click.echo(measure.as_text(result))
+    click.echo(displayable_lines(measure.as_text(result)))
     if json_file:
         with atomic_write(json_file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _opponent(
@@ -227,6 +245,7 @@ def inspect(artifact: str, as_json: bool) -> None:
     import json
 
     from echoir.runtime.artifact import Artifact
+    from echoir.runtime.output import displayable
 
     text = Artifact.open(artifact).manifest.to_json()
     if as_json:
@@ -235,7 +254,7 @@ def inspect(artifact: str, as_json: bool) -> None:
     rows = [row for name, value in json.loads(text).items() for row in _rows(name, value)]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(displayable(f"{name:<{width}}  {value}"))
 
 
 def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The body writes to the yielded path, which lies beside the target and has its suffix. When the
     body ends, the bytes are forced to the disk and renamed over the target; when it raises, the
-    target is untouched and nothing is left behind::
+    target is untouched and nothing is left behind. What a killed process left in the folder goes too::
 
         with atomic_write("model.json") as temporary:
             temporary.write_text(text)
@@ -34,9 +36,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     if os.path.exists(target) and not os.path.isfile(target):  # unlike Path's, these never raise
         raise ImageError(f"cannot write {shown}: it is {'a folder' if os.path.isdir(target) else 'not a regular file'}")
     temporary = target.with_name(f".echoir-{secrets.token_hex(6)}{target.suffix}")
+    held = -1
     try:
-        # Created here, and exclusively, so that the mode follows the umask and no name is taken over.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        with suppress(FileNotFoundError):
+            os.lstat(target)  # a name that is too long is known before any work
+        _clear(target.parent)
+        # Created here, and exclusively, so that the mode follows the umask and no name is taken over. Its lock is held
+        # to the end, and says to others that someone is still at work on it.
+        held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        _lock(held)
         yield temporary
         _sync(temporary)
         os.replace(temporary, target)
@@ -46,6 +54,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if held >= 0:
+            os.close(held)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -55,6 +65,36 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+_LEFT = re.compile(r"\.echoir-[0-9a-f]{12}(\.[^.]*)?")
+_cleared: set[Path] = set()
+
+
+def _clear(folder: Path) -> None:
+    """Remove the temporary files that nobody holds, once a process and folder."""
+    if folder in _cleared:
+        return
+    _cleared.add(folder)
+    with os.scandir(folder) as entries:
+        left = [folder / entry.name for entry in entries if _LEFT.fullmatch(entry.name)]
+    for path in left:
+        with suppress(OSError):  # another's, or gone
+            held = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if _lock(held):
+                    path.unlink()
+            finally:
+                os.close(held)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the lock could be had; some network file systems have none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from echoir.runtime.errors import ImageError
-from echoir.runtime.images import MAX_PIXELS, WRITABLE, open_picture, picture_size, save_picture
+from echoir.runtime.folders import UNREAD, Found, find_pictures, is_within, name_unread
+from echoir.runtime.images import MAX_PIXELS, open_picture, picture_size, save_picture
+from echoir.runtime.picture import WRITABLE
 from echoir.runtime.progress import Progress
 from echoir.runtime.restorer import Restorer
 
@@ -43,8 +45,9 @@ class Failure:
 
 @dataclass
 class Report:
-    """What became of every input."""
+    """What became of every input; ``notes`` are lines about what was never one."""
 
+    notes: list[str] = field(default_factory=list)
     restored: list[Job] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
@@ -71,13 +74,18 @@ class Naming:
 
 
 def plan(
-    inputs: Sequence[str], output: str, naming: Naming = Naming(), exists: Exists = "skip"
+    inputs: Sequence[str],
+    output: str,
+    naming: Naming = Naming(),
+    exists: Exists = "skip",
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Job], list[Failure]]:
     """Pair every image with its output.
 
     Files keep their names; folders and patterns their trees, relative to the folder or to the part of
-    the pattern before its first wildcard. Folders are walked in name order. Hidden files are left
-    out, and so is the output folder where it lies inside an input.
+    the pattern before its first wildcard. Folders are walked in name order, as
+    :func:`echoir.runtime.folders.find_pictures` does. The output folder is left out where it lies inside an input,
+    and so is every file found that is an output of this very plan: ``restore s -o s --suffix _clean`` resumes.
 
     Args:
         inputs: files, folders, and glob patterns (``**`` crosses folders). What exists under its literal
@@ -85,32 +93,63 @@ def plan(
         output: a folder; or, for one input that is a file, a name with an image's extension.
         naming: of outputs in a folder.
         exists: with ``"overwrite"``, a file named as both input and output replaces itself.
+        say: told, in a line each, what was found and is no input.
 
     Returns:
         The jobs in order, and a failure for each input that leads to no image.
 
     Raises:
-        PlanError: two inputs with one output, an output that would replace an input, or a file name
-            as the output of anything but one file.
+        PlanError: two inputs with one output, an output that would replace an input, a file name
+            as the output of anything but one file, or a suffix that is no part of a name.
     """
+    if not output or not all(inputs):  # what a shell makes of a variable that is not set; Path would take it for "."
+        raise PlanError("the name of an input or of the output is empty")
     out = Path(output)
     as_file = _is_file_name(inputs, output)
     if as_file and naming != Naming():
         raise PlanError(f"{output} is a file name; a suffix or a format applies to outputs in a folder")
-    jobs: dict[Job, None] = {}  # an input given twice is one job
+    if os.sep in naming.suffix or "\0" in naming.suffix:
+        raise PlanError(f"{naming.suffix!r} cannot be part of a file's name; a folder goes into the output")
+    jobs: dict[tuple[str, str], Job] = {}  # an input given twice is one job, however it is spelt
+    named: set[str] = set()
     failures: list[Failure] = []
+    unread: set[Path] = set()
     for given in inputs:
-        found = list(_find(given, out))
-        if not found:
-            failures.append(Failure(given, "holds no image" if os.path.isdir(given) else "matches no image"))
-        for item in found:
-            if isinstance(item, Failure):
-                failures.append(item)
-            else:
-                source, relative = item
-                jobs[Job(source, out if as_file else out / naming(relative))] = None
-    _refuse_collisions(list(jobs), may_replace_itself=as_file and exists == "overwrite")
-    return list(jobs), failures
+        root, found = _find(given, out)
+        unread |= found.unread
+        failures += [Failure(str(e.filename), f"the folder cannot be read: {e.strerror}") for e in found.unreadable]
+        if not (found.pictures or found.unreadable):
+            rest = f" that is read ({name_unread(found.unread)} left out)" if found.unread else ""
+            failures.append(Failure(given, ("holds no image" if os.path.isdir(given) else "matches no image") + rest))
+        for source in found.pictures:
+            job = Job(source, out if as_file else out / naming(source.relative_to(root)))
+            jobs.setdefault((os.path.realpath(source), os.path.realpath(job.target)), job)
+        if not (os.path.isdir(given) or _is_pattern(given)):
+            named.add(os.path.realpath(given))
+    if unread:
+        say(f"{name_unread(unread)} left out, of types that are not read")
+    kept = _without_outputs(jobs, named)
+    if dropped := len(jobs) - len(kept):
+        say(f"{dropped} left out as outputs of this very command")
+    _refuse_collisions(kept, may_replace_itself=as_file and exists == "overwrite")
+    return kept, failures
+
+
+def _without_outputs(jobs: Mapping[tuple[str, str], Job], named: Set[str]) -> list[Job]:
+    """The jobs whose sources no other job makes: an earlier run of the same command did. Real paths are compared."""
+    makers: dict[str, list[str]] = {}
+    for source, target in jobs:
+        if source != target:
+            makers.setdefault(target, []).append(source)
+    inputs: dict[str, bool] = {}
+
+    def is_input(path: str) -> bool:
+        if path not in inputs:
+            inputs[path] = True  # settles a circle, which _refuse_collisions will refuse
+            inputs[path] = path in named or not any(is_input(maker) for maker in makers.get(path, ()))
+        return inputs[path]
+
+    return [job for (source, _), job in jobs.items() if is_input(source)]
 
 
 def _is_file_name(inputs: Sequence[str], output: str) -> bool:
@@ -133,34 +172,31 @@ def _is_pattern(given: str) -> bool:
     return glob.has_magic(given) and not os.path.lexists(given)
 
 
-def _find(given: str, out: Path) -> Iterator[tuple[Path, Path] | Failure]:
-    """The images of one input, each with its place in the tree."""
+def _find(given: str, out: Path) -> tuple[Path, Found]:
+    """The pictures of one input, and the folder that their places in the tree are relative to."""
     path = Path(given)
     if os.path.isdir(path):
-        yield from _walk(path, path, out)
-    elif _is_pattern(given):
-        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
-        root = Path(*fixed)
-        for match in map(Path, sorted(glob.glob(given, recursive=True))):
-            if os.path.isdir(match):
-                yield from _walk(match, root, out)
-            elif match.suffix.lower() in WRITABLE and not match.is_relative_to(out):
-                yield match, match.relative_to(root)
-    else:
-        yield path, Path(path.name)  # whether it is there and an image shows when it is read
-
-
-def _walk(folder: Path, root: Path, out: Path) -> Iterator[tuple[Path, Path] | Failure]:
-    errors: list[OSError] = []
-    own_output = os.path.realpath(out)
-    for at, folders, files in os.walk(folder, onerror=errors.append):
-        here = Path(at)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and os.path.realpath(here / f) != own_output)
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in WRITABLE:
-                yield here / name, (here / name).relative_to(root)
-    for error in errors:
-        yield Failure(str(error.filename), f"the folder cannot be read: {error.strerror}")
+        return path, find_pictures(path, without=out)
+    if not _is_pattern(given):
+        return path.parent, Found([path])  # whether it is there and an image shows when it is read
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+    own = {os.path.realpath(out)} - {os.path.realpath(root)}
+    inside = own if is_within(out, {os.path.realpath(root)}) else set()
+    found = Found()
+    for match in map(Path, sorted(glob.glob(given, recursive=True))):
+        suffix = match.suffix.lower()
+        if is_within(match, inside):
+            continue
+        if os.path.isdir(match):
+            below = find_pictures(match, without=out)
+            found.pictures += below.pictures
+            found.unread |= below.unread
+            found.unreadable += below.unreadable
+        elif suffix in WRITABLE:
+            found.pictures.append(match)
+        elif suffix in UNREAD:
+            found.unread.add(match)
+    return root, found
 
 
 def _refuse_collisions(jobs: Sequence[Job], *, may_replace_itself: bool) -> None:
@@ -217,13 +253,17 @@ def restore(
             if log_json:
                 progress.note(str(failure), **asdict(failure))
 
+        for line in () if quiet else report.notes:
+            progress.note(line)
         for failure in report.failed:
             note(failure)
         for job, expected in zip(todo, tiles, strict=True):
             begun = progress.done
             progress.advance(0, file=str(job.source))
             try:
-                _restore_one(restorer, job, progress, upright, max_pixels)
+                left = _restore_one(restorer, job, progress, upright, max_pixels)
+                if left and not quiet:
+                    progress.note(f"{job.source}: not carried over: {', '.join(left)}", source=str(job.source))
                 report.restored.append(job)
             except (ImageError, MemoryError) as error:
                 report.failed.append(Failure(str(job.source), str(error) or "out of memory"))
@@ -254,7 +294,8 @@ def _tiles(restorer: Restorer, source: Path, upright: bool, max_pixels: int) -> 
     return restorer.tiles(height, width) if height * width <= max_pixels else 0
 
 
-def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> None:
+def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> list[str]:
+    """Restore an image; returns what is in its file and not in the new one."""
     picture = open_picture(job.source, max_pixels=max_pixels, upright=upright)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -267,3 +308,4 @@ def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool
 
     rows = restorer.strips(picture.read_rows, picture.height, picture.width, on_tiles=on_tiles)
     save_picture(job.target, rows, picture)
+    return picture.left_behind(job.target)

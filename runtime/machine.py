@@ -16,6 +16,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def all_cores() -> int:
+    """Cores of the machine, whether this process may run on them or not: more threads than these help nobody."""
+    return max(os.cpu_count() or 1, usable_cores())
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a measurement ran on, as far as it can be read; "unknown" where it cannot."""

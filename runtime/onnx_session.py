@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Array, Device, check_tensor
 from echoir.runtime.errors import ArtifactError, BackendError
+from echoir.runtime.machine import all_cores
 from echoir.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -17,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
-    """How this project runs ONNX Runtime: all optimizations, and threads that yield their core while they wait."""
+    """How this project runs ONNX Runtime: all optimizations, and threads that yield their core while they wait.
+
+    Raises:
+        ValueError: more threads than there are cores.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -30,6 +36,8 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     # with the plan and 299 MiB without in fp16 (397 and 244 in fp32), in the same time.
     options.enable_mem_pattern = False
     if threads is not None:
+        if not 1 <= threads <= all_cores():  # ONNX Runtime would start them all
+            raise ValueError(f"threads must be from 1 to {all_cores()}, the cores here, got {threads}")
         options.intra_op_num_threads = threads
     return options
 
@@ -53,7 +61,7 @@ class OnnxSession:
         self.manifest = artifact.manifest
         try:
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                str(artifact.model_path), options, providers=[provider]
+                model_source(artifact.model_path), options, providers=[provider]
             )
         except Exception as error:  # onnxruntime's own exceptions derive from Exception directly
             hint = "this ONNX Runtime may be older than the model's operators"
@@ -109,6 +117,15 @@ class OnnxSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def model_source(path: Path) -> str | bytes:
+    """What ONNX Runtime opens: a path, or the model itself where the path is no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return str(path)
 
 
 def _check_tensors(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:

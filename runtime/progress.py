@@ -5,6 +5,7 @@ Everything goes to standard error, so that standard output keeps a command's res
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
+
+from echoir.runtime.output import displayable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -55,7 +58,8 @@ class Progress:
         self.task, self.total, self.unit, self.done = task, total, unit, done
         self.fields: dict[str, Any] = {}
         self._first = done
-        self._stream = sys.stderr if stream is None else stream
+        # Standard error is None where a program has none.
+        self._stream = stream or sys.stderr or io.StringIO()
         self._clock = clock
         self._log_json, self._quiet = log_json, quiet
         self._interval = JSON_INTERVAL if log_json else PLAIN_INTERVAL
@@ -103,9 +107,9 @@ class Progress:
         if self._log_json:
             self._write_json("note", message, fields)
         elif self._bar is not None:
-            self._bar[0].console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self._bar[0].console.print(displayable(message), markup=False, highlight=False, soft_wrap=True)
         else:
-            self._stream.write(message + "\n")
+            self._stream.write(displayable(message) + "\n")
             self._stream.flush()
 
     @property
@@ -150,7 +154,7 @@ class Progress:
         return bar, task
 
     def _details(self) -> str:
-        return "  ".join(f"{name} {_short(value)}" for name, value in self.fields.items())
+        return displayable("  ".join(f"{name} {_short(value)}" for name, value in self.fields.items()))
 
     def _write_plain(self) -> None:
         if self._quiet or self.total == 0:
@@ -175,8 +179,8 @@ class Progress:
             "unit": self.unit,
             "elapsed_s": round(self.elapsed, 3),
             "eta_s": None if self.eta is None else round(self.eta, 3),
-            "message": message,
-            "fields": self.fields if fields is None else fields,
+            "message": message if message is None else _encodable(message),
+            "fields": {name: _encodable(value) for name, value in (self.fields if fields is None else fields).items()},
         }
         self._stream.write(json.dumps(record, default=str) + "\n")
         self._stream.flush()
@@ -193,3 +197,10 @@ def duration(seconds: float) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _encodable(value: Any) -> Any:
+    """A name that is no UTF-8 as others can read it: JSON may hold any character, but not half of one."""
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        return displayable(value)
+    return value

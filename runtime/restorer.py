@@ -84,13 +84,13 @@ class Restorer:
                 H, W >= 1. Gray goes through the network as three equal channels, and comes back as
                 their mean.
             on_tiles: told (tiles done, tiles in all) after every batch.
-            out: an array of the same shape and type, other than ``image``, to write to and return.
+            out: an array of the same shape and type that shares no memory with ``image``, to write to and return.
 
         Returns:
             The same shape and type. Integers are rounded and clipped; float32 is not clipped.
 
         Raises:
-            ImageError: a shape or type that cannot be restored.
+            ImageError: a shape or type that cannot be restored, or an ``out`` that cannot take it.
             RejectedOutputError: the session gave NaN, infinite or constant pixels.
         """
         if image.ndim not in (2, 3):
@@ -100,6 +100,8 @@ class Restorer:
             raise ImageError(
                 f"out must be {image.dtype} {image.shape} as the image, got {restored.dtype} {restored.shape}"
             )
+        if _overlap(image, restored):
+            raise ImageError("out shares memory with the image, which is read again where tiles overlap")
         done = 0
         for rows in self.strips(lambda y0, y1: image[y0:y1], *image.shape[:2], on_tiles=on_tiles):
             restored[done : done + len(rows)] = rows
@@ -283,3 +285,11 @@ class Restorer:
         white = np.float32(sink.range[1])
         # A copy in any case: the sums weight it in place.
         return np.divide(restored, white, dtype=np.float32, order="C")
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays have a byte in common; where that is hard to tell, they are taken to."""
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # numpy's stub knows two values alone
+    except RuntimeError:  # numpy's TooHardError, which has no name that all its versions know
+        return True

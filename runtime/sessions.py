@@ -12,7 +12,7 @@ def open_session(artifact: Artifact, *, threads: int | None = None, device: Devi
 
     Args:
         artifact: what :meth:`Artifact.open` returned.
-        threads: CPU threads; None leaves it to ONNX Runtime (one per physical core).
+        threads: CPU threads, at most the machine's cores; None leaves it to ONNX Runtime (one per physical core).
         device: ``"cuda"`` needs an ONNX Runtime with that provider. An engine runs on the first CUDA
             device, whatever is said here.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -319,6 +321,7 @@ def test_atomic_write_names_the_target_and_the_cause(tmp_path: Path) -> None:
     write(tmp_path / "file.txt", "No space left on device")
     write(tmp_path / "absent" / "file.txt", "No such file or directory")
     write(tmp_path, "it is a folder")
+    write(tmp_path / ("x" * 300), "File name too long")
     write(Path("/dev/null"), "not a regular file")
     assert os.listdir(tmp_path) == []
 
@@ -335,6 +338,35 @@ def test_atomic_write_follows_links_and_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"
     assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one_but_not_what_is_in_use(tmp_path: Path) -> None:
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from echoir.runtime.files import atomic_write
+with atomic_write({str(tmp_path / "a.png")!r}) as temporary:
+    temporary.write_text("half")
+    print(temporary.name, flush=True)
+    sys.stdin.read()
+"""
+    busy, killed = (
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    with busy, killed:
+        assert busy.stdout is not None
+        assert killed.stdout is not None
+        in_use, left = busy.stdout.readline().strip(), killed.stdout.readline().strip()
+        killed.kill()
+        killed.wait()
+        assert set(os.listdir(tmp_path)) == {in_use, left}
+        (tmp_path / ".echoir-notes").touch()
+        with atomic_write(tmp_path / "b.png"):
+            assert in_use in os.listdir(tmp_path)
+            assert left not in os.listdir(tmp_path)
+        busy.communicate("")
+    assert sorted(os.listdir(tmp_path)) == [".echoir-notes", "a.png", "b.png"]
 
 
 def test_sha256_is_that_of_the_standard(tmp_path: Path) -> None:

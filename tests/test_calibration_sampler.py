@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from echoir.calibration.sampler import CROPS, Practice, Tiles, sample
+from echoir.data import to_float
 from echoir.runtime.errors import ImageError
 
 SIDE = 32
@@ -41,7 +42,9 @@ NOISE = Practice(
 
 def draw(pictures: Pictures, task: Practice | None = NOISE, **options: Any) -> Tiles:
     options = {"side": SIDE, "calibration": 12, "sensitivity": 6, **options}
-    return sample([(path, None) for path in pictures], "denoise", task, pictures.__getitem__, **options)
+    return sample(
+        [(path, None) for path in pictures], "denoise", task, lambda path: to_float(pictures[path]), **options
+    )
 
 
 def test_sets_have_the_sizes_asked_for_and_come_from_different_pictures(pictures: Pictures) -> None:
@@ -114,7 +117,7 @@ def test_pairs_are_taken_as_they_are(pictures: Pictures) -> None:
     }
     both = pictures | inputs
     sources = [(path, Path("input") / path) for path in pictures]
-    tiles = sample(sources, "any", None, both.__getitem__, side=SIDE, calibration=8, sensitivity=4)
+    tiles = sample(sources, "any", None, lambda path: to_float(both[path]), side=SIDE, calibration=8, sensitivity=4)
     assert tiles.degradation == "pairs"
     for tile in tiles.sensitivity:
         assert 14 < 255 * float((tile.degraded - tile.truth).std()) < 22
@@ -161,7 +164,7 @@ def test_a_task_that_cannot_degrade_needs_pairs(pictures: Pictures) -> None:
 def test_the_two_pictures_of_a_pair_are_of_one_size(pictures: Pictures) -> None:
     both = pictures | {Path("input.png"): scene(0, 50)}
     with pytest.raises(ImageError, match="another size than its target"):
-        sample([(Path("00.png"), Path("input.png"))], "any", None, both.__getitem__, side=SIDE)
+        sample([(Path("00.png"), Path("input.png"))], "any", None, lambda path: to_float(both[path]), side=SIDE)
 
 
 def test_a_picture_gives_several_tiles(pictures: Pictures) -> None:

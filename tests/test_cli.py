@@ -107,7 +107,8 @@ def test_a_reader_that_leaves_early_is_no_traceback(identity: Artifact) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert b"Traceback" not in process.stderr.read()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize(
@@ -155,3 +156,12 @@ class TestInspect:
         result = echoir("inspect", tmp_path / "a.onnx")
         assert (result.code, result.out) == (4, "")
         assert "model.file: found a.onnx, needed identity.onnx" in result.err
+
+
+def test_want_of_memory_is_a_line_and_exit_code_6(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(path: object) -> None:
+        raise MemoryError("Unable to allocate 2.01 GiB")
+
+    monkeypatch.setattr("echoir.runtime.artifact.Artifact.open", fail)
+    result = echoir("inspect", tmp_path)
+    assert (result.code, result.err) == (6, "error: out of memory: Unable to allocate 2.01 GiB\n")

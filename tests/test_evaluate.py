@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from running import echoir
 
 from echoir.checkpoint import save_checkpoint
@@ -92,3 +92,50 @@ def test_the_command_takes_an_artifact_too(tmp_path: Path, fixture: str, request
     result = echoir("evaluate", identity.model_path, "--data", str(tmp_path), "--sigma", "10")
     assert result.code == 0, result.err
     assert len(result.out.splitlines()) == 2
+
+
+def evaluated(model: Path, folder: Path) -> float:
+    """Input PSNR of a folder of pairs."""
+    result = echoir("evaluate", model, "--data", folder)
+    assert result.code == 0, result.err
+    return float(result.out.splitlines()[1].split()[1])
+
+
+@pytest.mark.parametrize("suffixes", [(".tif", ".png"), (".jpg", ".tif"), (".png", ".jpg")])
+def test_orientation_is_one_thing_in_every_format(
+    tmp_path: Path, identity: Artifact, suffixes: tuple[str, str]
+) -> None:
+    """Both pictures of a pair carry the same tag, so that they lie on each other however it is read."""
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    ramp = np.broadcast_to(np.linspace(0, 240, 64)[:, None, None], (64, 64, 3))
+    for name, offset, suffix in (("input", 15, suffixes[0]), ("target", 0, suffixes[1])):
+        (tmp_path / name).mkdir()
+        options = {"quality": 100, "subsampling": 0} if suffix == ".jpg" else {}
+        Image.fromarray((ramp + offset).astype(np.uint8)).save(tmp_path / name / f"a{suffix}", exif=tags, **options)
+    assert evaluated(identity.model_path, tmp_path) == pytest.approx(20 * np.log10(255 / 15), abs=0.1)
+
+
+def test_16_bit_pairs_are_measured_at_their_tones(tmp_path: Path, identity: Artifact) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install 'echoir[dev]'")
+    ramp = np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for name, offset in (("lq", 20 * 257), ("gt", 0)):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", ramp + np.uint16(offset), photometric="minisblack")
+    assert evaluated(identity.model_path, tmp_path) == pytest.approx(20 * np.log10(255 / 20), abs=0.01)
+
+
+def test_what_restore_refuses_is_refused_here_too(tmp_path: Path, identity: Artifact) -> None:
+    Image.new("CMYK", (32, 32)).save(tmp_path / "a.jpg")
+    for command in (("restore", tmp_path, "-m", identity.model_path, "-o", tmp_path / "out"),
+                    ("evaluate", identity.model_path, "--data", tmp_path)):  # fmt: skip
+        result = echoir(*command)
+        assert result.code == 3
+        assert "a.jpg: cmyk with 4 channels" in result.err
+
+
+def test_a_png_with_50_megabytes_of_text_is_read(tmp_path: Path, identity: Artifact) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("log", "x" * 50_000_000, zip=True)
+    Image.fromarray(np.full((32, 32, 3), 128, np.uint8)).save(tmp_path / "a.png", pnginfo=text)
+    assert echoir("evaluate", identity.model_path, "--data", tmp_path).code == 0

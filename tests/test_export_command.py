@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from echoir import cli
-from echoir.checkpoint import save_checkpoint
+from echoir.checkpoint import load_checkpoint, save_checkpoint
 from echoir.export import pipeline
-from echoir.export.commands import ALIGNMENT
 from echoir.export.folder import staged
-from echoir.export.graph import OnnxInfo, tile_alignment
+from echoir.export.graph import tile_alignment
 from echoir.export.pipeline import Request, engines
 from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
+from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime import Artifact, Restorer
 from echoir.runtime.errors import BackendError, ImageError
 from echoir.runtime.files import sha256_file
@@ -96,9 +96,9 @@ def instant(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Export by copying the model made once, for tests of what happens around it."""
     nodes = Artifact.open(exported).manifest.precision.higher["float32"]
 
-    def copy(network: EchoIR, path: Path, **_: Any) -> OnnxInfo:
+    def copy(network: EchoIR, path: Path, **_: Any) -> tuple[str, ...]:
         shutil.copyfile(exported / "toy-fp16.onnx", path)
-        return OnnxInfo(20, 1, nodes, 1)
+        return nodes
 
     monkeypatch.setattr(pipeline, "export_onnx", copy)
 
@@ -180,7 +180,7 @@ def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Pat
     [
         (("--precision", "fp8"), "fp8"),
         (("--tile", "250"), "multiples of 16"),
-        (("--tile", "0"), "multiples of 16"),
+        (("--tile", "0"), "at least a pixel"),
         (("--tile", "large"), "'large' is not a size"),
         (("--batch", "0"), "neither a number of tiles nor 'dynamic'"),
         (("--images", "/nowhere/at/all"), "/nowhere/at/all"),
@@ -211,8 +211,19 @@ def test_missing_weights_and_unwritable_output_are_named(run: Run, arguments: li
     assert "cannot write" in error
 
 
-def test_option_check_knows_the_networks_alignment() -> None:
-    assert tile_alignment(EchoIR.from_preset("tiny")) == ALIGNMENT
+def test_the_network_decides_what_a_tile_is_a_multiple_of(
+    run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(weights)
+    assert tile_alignment(checkpoint.network) == 16
+    assert tile_alignment(EchoIR.from_preset("tiny", upsampler="pixelshuffle")) == 8
+    for module in checkpoint.network.modules():
+        if isinstance(module, EchoUpsampler):
+            module.radius = 2
+    monkeypatch.setattr(pipeline, "load_checkpoint", lambda _: checkpoint)
+    code, _, error = run("export", "--tile", 48, "-o", tmp_path / "out")
+    assert code == 2
+    assert "tile of 48 x 48: this network wants multiples of 32 pixels" in error
 
 
 def test_targets() -> None:

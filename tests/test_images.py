@@ -20,7 +20,8 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from echoir.runtime.errors import BackendError, ImageError
-from echoir.runtime.images import WRITABLE, Picture, open_picture, picture_size, save_picture
+from echoir.runtime.images import open_picture, picture_size, save_picture
+from echoir.runtime.picture import WRITABLE, Picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -286,6 +287,37 @@ def test_text_in_any_encoding_neither_fails_nor_prints(tmp_path: Path, capfd: py
     assert capfd.readouterr() == ("", "")
 
 
+# Processes.
+
+
+FORKED = """
+import os, sys
+from echoir.runtime.errors import BackendError
+from echoir.runtime.images import open_picture, read_header, save_picture
+path, first = sys.argv[1:]
+opened = {"decode": open_picture, "header": read_header}[first](path)
+if os.fork() == 0:
+    try:
+        again = open_picture(path)
+        save_picture(path, [again.pixels], again)
+    except BackendError as error:
+        print(error)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "says"), [("header", ""), ("decode", "start processes with multiprocessing's 'spawn'")]
+)
+def test_a_forked_process_works_or_fails_at_once(tmp_path: Path, first: str, says: str) -> None:
+    """WebP, since libvips needs its threads for the whole of it."""
+    Image.fromarray(photo()).save(tmp_path / "in.webp")
+    arguments = [sys.executable, "-c", FORKED, str(tmp_path / "in.webp"), first]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert says in done.stdout if says else done.stdout == ""
+
+
 # Bad input.
 
 
@@ -382,11 +414,11 @@ def test_permissions_are_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_libvips_gives_the_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from echoir.runtime import images
+    from echoir.runtime.vips import vips
 
     Image.new("L", (8, 8)).save(tmp_path / "in.png")
     monkeypatch.setitem(sys.modules, "pyvips", None)
-    images._vips.cache_clear()
+    vips.cache_clear()
     with pytest.raises(BackendError, match=r"pip install 'pyvips\[binary\]'"):
         open_picture(tmp_path / "in.png")
 
@@ -408,7 +440,7 @@ def never() -> Iterator[Array]:
         ("out.jpg", photo(dtype=np.uint16), "JPEG holds 8 bits"),
         ("out.webp", photo(dtype=np.uint16), "WEBP holds 8 bits"),
         ("out.webp", photo((1, 16384, 3)), "WEBP holds at most 16383 pixels a side"),
-        ("out.jpg", photo((65536, 1, 3)), "JPEG holds at most 65535 pixels a side"),
+        ("out.jpg", photo((65501, 1, 3)), "JPEG holds at most 65500 pixels a side"),
         ("absent/out.png", photo(), "No such file or directory"),
     ],
 )

@@ -14,8 +14,9 @@ from PIL import Image
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.images import WRITABLE, open_picture
+from echoir.runtime.images import open_picture
 from echoir.runtime.jobs import Job, Naming, PlanError, plan
+from echoir.runtime.picture import WRITABLE
 
 
 def write(path: Path, seed: int = 0, size: tuple[int, int] = (40, 50), **options: Any) -> np.ndarray[Any, Any]:
@@ -125,7 +126,7 @@ def test_ctrl_c_while_a_picture_is_written_stops_the_run_and_leaves_no_part(
 
     for name in ("a.png", "b.png"):
         write(tmp_path / "in" / name, size=(1200, 1200))
-    encode = images._encode
+    encode = images.encode
 
     def interrupted(*arguments: Any) -> None:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
@@ -135,7 +136,7 @@ def test_ctrl_c_while_a_picture_is_written_stops_the_run_and_leaves_no_part(
         finally:
             timer.join()
 
-    monkeypatch.setattr(images, "_encode", interrupted)
+    monkeypatch.setattr(images, "encode", interrupted)
     result = echoir("restore", tmp_path / "in", "-m", identity.model_path, "-o", tmp_path / "out")
     assert (result.code, result.out) == (130, "restored 0, skipped 0, failed 0\n")
     assert files_below(tmp_path / "out") == []
@@ -297,8 +298,105 @@ class TestPlan:
         with pytest.raises(PlanError, match="applies to outputs in a folder"):
             plan(["a.png"], str(tmp_path / "b.png"), Naming("_x"))
 
+    @pytest.mark.parametrize("given", [("", "out"), ("a.png", ""), ("", "")])
+    def test_empty_names_are_refused(self, given: tuple[str, str]) -> None:
+        """As a shell gives for a variable that is not set; they would mean the current folder."""
+        with pytest.raises(PlanError, match="is empty"):
+            plan([given[0]], given[1])
+
     def test_inputs_that_hold_nothing_are_failures(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         jobs, failures = plan([str(tmp_path / "empty"), f"{tmp_path}/*.webp"], str(tmp_path / "out"))
         assert jobs == []
         assert [failure.cause for failure in failures] == ["holds no image", "matches no image"]
+
+    def test_outputs_beside_their_inputs_are_no_inputs_of_the_next_run(self, gain: Artifact, tmp_path: Path) -> None:
+        for name in ("a.png", "sub/b.png", "c.png"):
+            write(tmp_path / "s" / name)
+        arguments = ("restore", tmp_path / "s", "-m", gain.model_path, "-o", tmp_path / "s", "--suffix", "_clean")
+        assert echoir(*arguments).out == "restored 3, skipped 0, failed 0\n"
+        (tmp_path / "s/c_clean.png").unlink()
+        result = echoir(*arguments)
+        assert (result.code, result.out) == (0, "restored 1, skipped 2, failed 0\n")
+        assert "2 left out as outputs of this very command" in result.err
+        expected = ["a.png", "a_clean.png", "c.png", "c_clean.png", "sub/b.png", "sub/b_clean.png"]
+        assert files_below(tmp_path / "s") == expected
+
+    def test_a_format_beside_its_inputs_resumes_too(self, tmp_path: Path) -> None:
+        for name in ("a.png", "b.png", "a.jpg"):
+            write(tmp_path / name)
+        jobs, _ = plan([str(tmp_path)], str(tmp_path), Naming(extension=".jpg"))
+        assert jobs == [Job(tmp_path / f"{name}.png", tmp_path / f"{name}.jpg") for name in "ab"]
+
+    def test_a_named_input_is_an_input_even_if_another_becomes_it(self, tmp_path: Path) -> None:
+        for name in ("a.png", "a_x.png"):
+            write(tmp_path / name)
+        with pytest.raises(PlanError, match=r"a_x\.png is an input and would be replaced"):
+            plan([str(tmp_path / "a.png"), str(tmp_path / "a_x.png")], str(tmp_path), Naming("_x"))
+
+    @pytest.mark.parametrize("pattern", ["*.png", "./*.png", "{}/*.png", "../w/*.png", "**/*.png"])
+    @pytest.mark.parametrize("output", [".", "{}", "../w", "./"])
+    def test_a_pattern_may_write_beside_its_matches_or_above_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, output: str
+    ) -> None:
+        here = tmp_path / "w"
+        write(here / "a.png")
+        monkeypatch.chdir(here)
+        jobs, failures = plan([pattern.format(here)], output.format(here), Naming("_x"))
+        assert failures == []
+        assert [os.path.realpath(job.target) for job in jobs] == [str(here / "a_x.png")]
+
+    @pytest.mark.parametrize("output", ["out", "{}/out", "in/../out", "link"])
+    @pytest.mark.parametrize("given", [".", "{}", "in/..", "**/*.png", "{}/**/*.png", "*"])
+    def test_the_output_folder_is_known_however_it_is_spelt(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, output: str
+    ) -> None:
+        for name in ("in/a.png", "out/in/a.png"):
+            write(tmp_path / name)
+        (tmp_path / "link").symlink_to("out")
+        monkeypatch.chdir(tmp_path)
+        jobs, _ = plan([given.format(tmp_path)], output.format(tmp_path))
+        assert [os.path.realpath(job.source) for job in jobs] == [str(tmp_path / "in/a.png")]
+
+    def test_one_file_in_two_spellings_is_one_job(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "in/a.png")
+        monkeypatch.chdir(tmp_path)
+        jobs, _ = plan(["in", str(tmp_path / "in"), "in/../in/a.png"], "out")
+        assert jobs == [Job(Path("in/a.png"), Path("out/a.png"))]
+
+    @pytest.mark.parametrize("suffix", ["a/b", "/", "x\0y"])
+    def test_a_suffix_that_is_no_part_of_a_name_is_refused(
+        self, identity: Artifact, tmp_path: Path, suffix: str
+    ) -> None:
+        write(tmp_path / "a.png")
+        arguments = ("-m", identity.model_path, "-o", tmp_path / "out", "--suffix", suffix)
+        result = echoir("restore", tmp_path / "a.png", *arguments)
+        assert result.code == 2
+        assert "cannot be part of a file's name" in result.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_types_that_are_not_read_are_counted_in_a_line(identity: Artifact, tmp_path: Path) -> None:
+    write(tmp_path / "in/a.png")
+    for name in ("b.heic", "c.HEIC", "sub/d.gif", "sub/e.txt", ".f.bmp"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    line = "2 .heic, 1 .gif left out, of types that are not read"
+    for given in (tmp_path / "in", f"{tmp_path}/in/**"):
+        arguments = ("restore", given, "-m", identity.model_path, "-o", tmp_path / "out")
+        result = echoir(*arguments)
+        assert (result.code, result.err.splitlines()[0]) == (0, line)
+        assert echoir(*arguments, "--log-json").records[1]["message"] == line
+        assert echoir(*arguments, "--quiet").err == ""
+    result = echoir("restore", tmp_path / "in/sub", "-m", identity.model_path, "-o", tmp_path / "out")
+    assert result.code == 3
+    assert "sub: holds no image that is read (1 .gif left out)" in result.err
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(identity: Artifact, tmp_path: Path) -> None:
+    write(tmp_path / "in/a.png")
+    os.mkfifo(tmp_path / "in/pipe.png")
+    result = echoir("restore", tmp_path / "in", "/dev/zero", "-m", identity.model_path, "-o", tmp_path / "out")
+    assert (result.code, result.out) == (3, "restored 1, skipped 0, failed 2\n")
+    assert f"cannot read {tmp_path / 'in/pipe.png'}: it is no regular file" in result.err
+    assert "cannot read /dev/zero: it is no regular file" in result.err

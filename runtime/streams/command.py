@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from echoir.runtime.commands import model_option
+from echoir.runtime.commands import ThreadsType, model_option
 
 if TYPE_CHECKING:
     from echoir.runtime.progress import Progress
@@ -41,7 +41,9 @@ _model_options = _groups(
     click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]"),
     click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]"),
     click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads of the session. [default: one per physical core]"
+        "--threads",
+        type=ThreadsType(),
+        help="Threads of the session, at most all cores. [default: one per physical core]",
     ),
 )
 _live_options = _groups(
