@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from probing import needs_ffmpeg, times_of
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.streams.gstreamer import NAMES, plugin_path
@@ -90,6 +91,19 @@ def test_a_pipeline_is_a_source(name: str, environment: dict[str, str], identity
     done = stream(environment, text, "-", "--output-format", "raw", "-m", identity.model_path, "--quiet")
     assert done.returncode == 0
     assert done.stdout == frames_of(environment, text, tmp_path / "alone")
+
+
+@needs_ffmpeg
+def test_stamps_that_begin_anew_in_a_pipeline_go_on(
+    environment: dict[str, str], identity: Artifact, tmp_path: Path
+) -> None:
+    """``concat``: every source counts from 0, in a segment of its own."""
+    pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+    part = f"videotestsrc num-buffers=5 ! {WITH},format=I420 ! c."
+    target = tmp_path / "out.mp4"
+    done = stream(environment, f"{part} {part} concat name=c ! identity", target, "-m", identity.model_path)
+    assert done.returncode == 0
+    assert times_of(target) == pytest.approx([index / 30 for index in range(10)], abs=0.001)
 
 
 @pytest.mark.parametrize("name", ["NV12", "RGB", "I420"])

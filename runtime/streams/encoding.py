@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echoir.runtime.errors import ImageError, needs_extra
+from echoir.runtime.errors import ImageError
+from echoir.runtime.streams.demuxing import pyav
 from echoir.runtime.streams.pixels import FORMATS
 from echoir.runtime.streams.video import planes_of
 from echoir.runtime.streams.videoframes import StreamInfo, VideoFrame
@@ -30,13 +31,6 @@ STAND_INS = {
 }
 FOR_RGB = ["rgb24", "bgr24", "bgr0", "yuv420p"]
 _RANGES = {None: 0, "limited": 1, "full": 2}
-
-
-def pyav() -> Any:
-    """PyAV, or the error that says how to install it."""
-    with needs_extra("video"):
-        import av
-    return av
 
 
 @dataclass(frozen=True)
@@ -64,8 +58,11 @@ class Encoding:
                 options = {"crf": str(chosen)} | ({"b": "0"} if "vp9" in name else {}) | options
         elif self.quality is not None:
             raise ImageError(f"the encoder {name} has no constant quality of that kind; use --encoder-option")
+        counted = suffix == ".avi"  # frames in another order than shown have no place where frames are counted
         if name == "libx265":
-            options = {"x265-params": "log-level=none"} | options
+            options = {"x265-params": "log-level=none" + (":bframes=0" if counted else "")} | options
+        elif counted:
+            options = {"bf": "0"} | options
         return Encoding(name, None, options)
 
 

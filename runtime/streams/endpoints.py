@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -167,8 +167,8 @@ class ReturningSource:
                         if resumed and last is not None:  # go on from the last stamp by the time that has passed
                             shift = last + max(1, round((now - seen) / self.info.time_base)) - frame.pts
                         # Stamps by arrival, as of a network without a jitter buffer, may stand still.
-                        frame.pts = frame.pts + shift if last is None else max(frame.pts + shift, last + 1)
-                        last = frame.pts
+                        last = frame.pts + shift if last is None else max(frame.pts + shift, last + 1)
+                        frame = replace(frame, pts=last)  # the source may still look at its own
                     resumed, seen = False, now
                     yield frame
                 cause = "the source has ended"

@@ -265,7 +265,9 @@ class PipelineSource:
                 for target, plane in zip(frame.planes, planes_in(data, self.info.format, meta or layout), strict=True):
                     np.copyto(target, plane)
             none = module.CLOCK_TIME_NONE
-            frame.pts = None if buffer.pts == none else buffer.pts
+            # Stamps begin anew in every segment (concat, loops, seeks); the running time goes on.
+            time = none if buffer.pts == none else sample.get_segment().to_running_time(module.Format.TIME, buffer.pts)
+            frame.pts = None if time == none else time
             frame.duration = None if buffer.duration == none else buffer.duration
             yield frame
             sample = self._pull()

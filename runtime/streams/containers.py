@@ -1,0 +1,72 @@
+"""What files of each suffix can hold, beyond frames and sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from echoir.runtime.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Container:
+    """A kind of file; see FFmpeg's documentation of its muxers.
+
+    Args:
+        format: FFmpeg's name of the muxer.
+        turned: it holds a display matrix: that the picture is shown turned or mirrored.
+        chapters: it holds chapters.
+        cover: how it holds a cover.
+        attachments: it holds other files, fonts for instance.
+        variable: it holds a time stamp of every frame; else it counts frames at a constant rate.
+        below_zero: it holds decoding times before 0, where frames are decoded in another order than shown.
+        standing: it holds packets of a stream that have the same time.
+        last: it says how long the last frame is shown.
+        light: it holds, whatever the codec, what HDR was graded on.
+    """
+
+    format: str
+    turned: bool = False
+    chapters: bool = False
+    cover: Literal["stream", "attachment"] | None = None
+    attachments: bool = False
+    variable: bool = True
+    below_zero: bool = False
+    standing: bool = False
+    last: bool = False
+
+    @property
+    def options(self) -> dict[str, str]:
+        """FFmpeg's options of the muxer: time stamps stay what they are wherever they can."""
+        return {"avoid_negative_ts": "disabled" if self.below_zero else "make_non_negative"}
+
+
+_MP4 = Container("mp4", turned=True, chapters=True, cover="stream", below_zero=True, last=True)
+CONTAINERS = {
+    ".mp4": _MP4,
+    ".m4v": _MP4,
+    ".mov": Container("mov", turned=True, chapters=True, cover="stream", below_zero=True, last=True),
+    ".mkv": Container(
+        "matroska",
+        turned=True,
+        chapters=True,
+        cover="attachment",
+        attachments=True,
+        below_zero=True,
+        standing=True,
+        last=True,
+    ),
+    ".webm": Container("webm", turned=True, chapters=True, below_zero=True, standing=True, last=True),
+    ".avi": Container("avi", variable=False, below_zero=True),
+    ".ts": Container("mpegts"),
+    ".nut": Container("nut", chapters=True),
+}
+
+
+def container_of(target: Path) -> Container:
+    """What a file's suffix stands for; raises ImageError for one that is not known."""
+    container = CONTAINERS.get(target.suffix.lower())
+    if container is None:
+        raise ImageError(f"cannot write {target}: the suffix is none of {', '.join(CONTAINERS)}")
+    return container
