@@ -233,15 +233,22 @@ from gi.repository import Gst
 Gst.init(None)
 pipeline = Gst.parse_launch(
     "videotestsrc is-live=true num-buffers=10 ! {WITH},format=NV12 ! "
-    "echoirrestore name=e artifact={identity.model_path} deadline=0.001 policy=POLICY ! fakesink sync=false"
+    "echoirrestore name=e artifact={identity.model_path} deadline=0.001 policy=POLICY ! "
+    "fakesink name=s sync=false signal-handoffs=true"
 )
+arrived = []
+pipeline.get_by_name("s").connect("handoff", lambda *arguments: arrived.append(1))
 pipeline.set_state(Gst.State.PLAYING)
 pipeline.get_bus().timed_pop_filtered(20 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
 print(pipeline.get_by_name("e").get_property("stats"))
+print(len(arrived))
 pipeline.set_state(Gst.State.NULL)
 """
     for policy, counted in (("pass", "passed"), ("drop", "dropped")):
         done = run(loader, sys.executable, "-c", script.replace("POLICY", policy))
-        counts = json.loads(done.stdout)
+        told, arrived = done.stdout.splitlines()
+        counts = json.loads(told)
+        assert int(arrived) == counts["frames"] - counts["dropped"], "what is said to be dropped does not arrive"
+        assert b"AttributeError" not in done.stderr
         assert counts["frames"] == 10 == counts["restored"] + counts[counted]
         assert counts[counted] >= 9  # the first may be as old as the clock

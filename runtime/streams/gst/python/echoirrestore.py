@@ -131,7 +131,7 @@ class EchoirRestore(GstBase.BaseTransform):
                 self._counts["passed"] += 1
                 return Gst.FlowReturn.OK
             self._counts["dropped"] += 1
-            return GstBase.BASE_TRANSFORM_FLOW_DROPPED
+            return Gst.FlowReturn.CUSTOM_SUCCESS  # GST_BASE_TRANSFORM_FLOW_DROPPED, which typelibs do not name
         try:
             self._restore(buffer)
         except Exception as error:
