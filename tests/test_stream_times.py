@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,7 +38,7 @@ def whole(request: pytest.FixtureRequest, clips: Path) -> Path:
     return path
 
 
-def restored(source: Path, target: Path, model: Artifact, *options: object, code: int = 0) -> str:
+def restored(source: Path | str, target: Path, model: Artifact, *options: object, code: int = 0) -> str:
     result = echoir("stream", source, target, "-m", model.model_path, *options)
     assert result.code == code
     return result.err
@@ -166,6 +167,37 @@ def test_a_camera_that_comes_back_with_its_clock_at_0_goes_on(
     gap = steps.pop(24)
     assert steps == pytest.approx([0.04] * 48, abs=0.0011)
     assert 0 < gap < 10
+
+
+class Stills(BaseHTTPRequestHandler):
+    """A network camera: one JPEG after another, every tenth of a second."""
+
+    picture = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace;boundary=frame")
+        self.end_headers()
+        for _ in range(8):
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(self.picture)}\r\n\r\n"
+            self.wfile.write(head.encode() + self.picture + b"\r\n")
+            time.sleep(0.1)
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+def test_pictures_of_a_network_camera_are_shown_when_they_come(identity: Artifact, tmp_path: Path) -> None:
+    ffmpeg(*PICTURE, "-frames:v", 1, tmp_path / "one.jpg")
+    Stills.picture = (tmp_path / "one.jpg").read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stills) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/mjpeg"
+        said = restored(address, tmp_path / "out.mkv", identity, "--retries", 0, code=3)
+        server.shutdown()
+    assert "source lost" in said
+    times = times_of(tmp_path / "out.mkv")
+    assert len(times) >= 6
+    assert times[-1] - times[2] > 0.06 * (len(times) - 3), "not a 25th of a second each"
 
 
 @settings(deadline=None)

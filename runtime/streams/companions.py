@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from echoir.runtime.streams.containers import Container
-from echoir.runtime.streams.demuxing import film, pyav
+from echoir.runtime.streams.demuxing import film, open_file, pyav
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -48,7 +48,7 @@ class Companions:
             elif not self._told_otherwise(stream):
                 self.left_out.append(_words(stream))
         if source.chapters() and not self._chapters:
-            self.left_out.append("chapters")
+            self.left_out.append(f"{len(source.chapters())} chapters")
 
     def _told_otherwise(self, stream: Stream) -> bool:
         """Tracks of QuickTime that are read as more than a stream: chapters and the time code."""
@@ -129,6 +129,12 @@ class Lane:
         packet.pts, packet.dts, packet.duration, packet.time_base = pts, dts, duration, base
         packet.stream = self.stream
         self._last, self._end = dts, dts + duration
+
+
+def left_behind(source: str) -> list[str]:
+    """What a file holds beside its film, for a sink that takes frames alone."""
+    with open_file(source) as container:
+        return Companions(container, None).left_out
 
 
 def _name(stream: Stream) -> str:

@@ -46,7 +46,7 @@ _MP4 = Container("mp4", turned=True, chapters=True, cover="stream", below_zero=T
 CONTAINERS = {
     ".mp4": _MP4,
     ".m4v": _MP4,
-    ".mov": Container("mov", turned=True, chapters=True, cover="stream", below_zero=True, last=True),
+    ".mov": Container("mov", turned=True, chapters=True, below_zero=True, last=True),
     ".mkv": Container(
         "matroska",
         turned=True,

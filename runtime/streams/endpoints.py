@@ -56,8 +56,8 @@ class Wishes:
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether a name is a GStreamer pipeline: it links elements, or says so."""
-    return name.startswith("gst:") or " ! " in name
+    """Whether a name is a GStreamer pipeline: it says so, or links elements and is no file that is there."""
+    return name.startswith("gst:") or (" ! " in name and not os.path.exists(name))
 
 
 def is_file(name: str) -> bool:
@@ -104,8 +104,13 @@ def open_sink(
     info = source.info
     if name == "null":
         return NullSink(info)
+    if is_file(source_name) and (name == "-" or is_pipeline(name)) and not wishes.video_only:
+        from echoir.runtime.streams.companions import left_behind
+
+        if words := left_behind(source_name):
+            note(f"left out, since a pipe takes frames alone: {', '.join(words)}")
     if name == "-":
-        return PipeSink(info, _pipe_header(source, wishes))
+        return PipeSink(info, _pipe_header(source, wishes), note)
     if is_pipeline(name):
         from echoir.runtime.streams.gstreamer import PipelineSink
 

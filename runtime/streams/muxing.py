@@ -117,8 +117,8 @@ class Assembly:
                     index = lanes[stream.index].stream.index
                     if index < len(back.streams) and _codec(back.streams[index]) != _codec(stream):
                         raise ImageError(self._refusal(f"{lanes[stream.index].words} comes back as another"))
-            for words in companions.left_out:
-                self.note(f"left out: {words}, for which {self.target.suffix} has no place")
+            if companions.left_out:
+                self.note(f"left out of {self.target.name}: {', '.join(companions.left_out)}")
 
     def _refusal(self, cause: str) -> str:
         remedies = [] if self.target.suffix.lower() == ".mkv" else ["name it .mkv"]

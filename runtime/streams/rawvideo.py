@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -171,13 +171,22 @@ class PipeSink:
     Args:
         info: of the stream.
         header: of YUV4MPEG2; None writes raw frames.
+        note: told once when frames do not come at the constant rate that a pipe stands for.
     """
 
-    def __init__(self, info: StreamInfo, header: bytes | None, descriptor: int = 1) -> None:
+    def __init__(
+        self,
+        info: StreamInfo,
+        header: bytes | None,
+        note: Callable[[str], None] = lambda message: None,
+        descriptor: int = 1,
+    ) -> None:
         self._file = _open(descriptor, "wb")
         self._pool = Pool(replace(info))
         self._frame_header = b"" if header is None else b"FRAME\n"
-        self._info, self._written = info, 0
+        self._info, self._note, self._written = info, note, 0
+        self._first: int | None = None
+        self._told = not info.rate
         if header is not None:
             self._write(memoryview(header + b"\n"))
 
@@ -191,6 +200,7 @@ class PipeSink:
         Raises:
             ImageError: the pipe is closed at its other end, or the disk is full.
         """
+        self._check_time(frame)
         self._write(memoryview(self._frame_header))
         for plane, shape in zip(
             frame.planes, self._info.format.shapes(self._info.height, self._info.width), strict=True
@@ -198,6 +208,20 @@ class PipeSink:
             self._write(np.ascontiguousarray(plane[:, : shape[1]]).data.cast("B"))
         self._written += 1
         self._pool.give_back(frame)
+
+    def _check_time(self, frame: VideoFrame) -> None:
+        if self._told or frame.pts is None:
+            return
+        if self._first is None:
+            self._first = frame.pts
+        assert self._info.rate is not None
+        off = (frame.pts - self._first) * self._info.time_base - self._written / self._info.rate
+        if abs(off) > max(1 / self._info.rate / 2, self._info.time_base):
+            self._told = True
+            self._note(
+                f"time stamps are lost in the pipe: frame {self._written} comes {float(off):+.3f} s off a constant "
+                f"{float(self._info.rate):.6g} frames/s"
+            )
 
     def _write(self, view: memoryview) -> None:
         try:

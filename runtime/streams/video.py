@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://", "rtp://")
 SERVED = ("http://", "https://")  # cameras and broadcasts, and files: those say how long they are
+_NO_CLOCK = ("mpjpeg", "mjpeg")  # pictures without time stamps: they are shown when they come
 # Formats that hold the same values in another order.
 REPACKED = {"gbrp": "rgb24", "pal8": "rgb24", "argb": "rgba", "abgr": "rgba", "nv16": "yuv422p", "yvyu422": "yuv422p"}
 _RANGES: dict[int, Range] = {1: "limited", 2: "full"}
@@ -50,6 +52,7 @@ class VideoSource:
     damaged: int = 0
     _last: tuple[int, int] | None = None  # time stamp and end of the last frame
     _waiting: list[int] = field(default_factory=list)
+    _start: float = 0.0
     _tail: int | None = None  # duration of the packet before
 
     def frames(self) -> Iterator[VideoFrame]:
@@ -108,6 +111,9 @@ class VideoSource:
             self._damage(f"{self.name}: a packet after frame {count} cannot be decoded ({error.strerror})")
             return []
         for frame in frames:
+            if self.live and self.container.format.name in _NO_CLOCK:
+                self._start = self._start or time.monotonic()
+                frame.pts = round((time.monotonic() - self._start) / self.info.time_base)
             if self._waiting:
                 frame.pts = heapq.heappop(self._waiting)
         if packet is not None and packet.size:
