@@ -76,6 +76,7 @@ _pixel_options = _groups(
         help="Colour matrix. [default: what the stream says]",
     ),
     click.option("--range", "range_", type=click.Choice(["limited", "full"]), help="Range of codes. [default: alike]"),
+    click.option("--deinterlace", is_flag=True, help="Make whole frames of interlaced ones (FFmpeg's bwdif)."),
     click.option("--siting", type=click.Choice(["left", "center", "topleft"]), help="Of chroma. [default: alike]"),
 )
 _sink_options = _groups(
@@ -274,6 +275,7 @@ class _Run:
                 "model": self.restorer.manifest.model.sha256,
                 "overlap": self.restorer.overlap,
                 "colour": vars(colour),
+                "deinterlace": self.wishes.deinterlace,
             }
         return open_sink(
             self.sink_name, self.source_name, source, self.wishes, lambda message: self.note(message), identity

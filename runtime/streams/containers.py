@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from echoir.runtime.errors import ImageError
+from echoir.runtime.streams.carried import INTERLACED
+from echoir.runtime.streams.videoframes import StreamInfo
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,6 @@ class Container:
         below_zero: it holds decoding times before 0, where frames are decoded in another order than shown.
         standing: it holds packets of a stream that have the same time.
         last: it says how long the last frame is shown.
-        light: it holds, whatever the codec, what HDR was graded on.
     """
 
     format: str
@@ -70,3 +71,17 @@ def container_of(target: Path) -> Container:
     if container is None:
         raise ImageError(f"cannot write {target}: the suffix is none of {', '.join(CONTAINERS)}")
     return container
+
+
+def left_out(info: StreamInfo, container: Container | None, encoder: str | None) -> list[str]:
+    """What a film says of itself that a file does not hold, each in a few words; ``container`` None: a pipe."""
+    words = []
+    if info.display is not None and not (container and container.turned):
+        words.append("that it is shown turned or mirrored")
+    if info.light is not None and (encoder is None or info.light.options(encoder) is None):
+        words.append("what its HDR was graded on (mastering display, light level)")
+    if info.fields is not None and encoder is not None and encoder not in INTERLACED:
+        words.append("that it is interlaced (--deinterlace makes whole frames)")
+    if info.alpha:
+        words.append("its alpha plane")
+    return words

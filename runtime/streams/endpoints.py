@@ -37,6 +37,7 @@ class Wishes:
         output_format: of standard output; None: as the input where that is a pipe, else YUV4MPEG2 if it can.
         encoder, quality, encoder_options: of a file; see :class:`echoir.runtime.streams.encoding.Encoding`.
         source_options: FFmpeg's, for opening a source.
+        deinterlace: make whole frames of interlaced ones.
         video_only: copy no audio and no subtitles.
         overwrite: replace a file that is there, and start anew where a run was interrupted.
         timeout: seconds without a frame after which a live source counts as lost.
@@ -49,6 +50,7 @@ class Wishes:
     quality: int | None = None
     encoder_options: dict[str, str] = field(default_factory=dict)
     source_options: dict[str, str] = field(default_factory=dict)
+    deinterlace: bool = False
     video_only: bool = False
     overwrite: bool = False
     timeout: float = 10.0
@@ -83,7 +85,9 @@ def open_source(name: str, wishes: Wishes, note: Note) -> Source:
             return PipelineSource(name.removeprefix("gst:"), timeout=wishes.timeout)
         from echoir.runtime.streams.video import open_video
 
-        return open_video(name, note=note, timeout=wishes.timeout, options=wishes.source_options)
+        return open_video(
+            name, note=note, timeout=wishes.timeout, options=wishes.source_options, deinterlace=wishes.deinterlace
+        )
 
     source = opened()
     return ReturningSource(source, opened, wishes.retries, note) if source.live else source
@@ -106,8 +110,9 @@ def open_sink(
         return NullSink(info)
     if is_file(source_name) and (name == "-" or is_pipeline(name)) and not wishes.video_only:
         from echoir.runtime.streams.companions import left_behind
+        from echoir.runtime.streams.containers import left_out
 
-        if words := left_behind(source_name):
+        if words := left_out(info, None, None) + left_behind(source_name):
             note(f"left out, since a pipe takes frames alone: {', '.join(words)}")
     if name == "-":
         return PipeSink(info, _pipe_header(source, wishes), note)

@@ -315,7 +315,7 @@ class PipelineSink:
             self._pipeline.close()
             raise ImageError(f"the pipeline does not start: {complaint}")
 
-    def blank(self) -> VideoFrame:
+    def blank(self, like: VideoFrame) -> VideoFrame:
         """A frame to be filled and written."""
         return self._pool.take()
 

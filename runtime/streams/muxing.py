@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echoir.runtime.errors import ImageError
+from echoir.runtime.streams.carried import INTERLACED
 from echoir.runtime.streams.companions import Companions, Lane
-from echoir.runtime.streams.containers import Container, container_of
+from echoir.runtime.streams.containers import Container, container_of, left_out
 from echoir.runtime.streams.demuxing import Clock, film, location, open_file, packets, pyav
 from echoir.runtime.streams.encoding import Encoder, Encoding
 from echoir.runtime.streams.videoframes import StreamInfo
@@ -105,7 +106,7 @@ class Assembly:
                     encoder = Encoder(out, self.info, self.encoding, pixels)
                     lanes = companions.add_to(out, self.container.standing)
                     encoder.write(av.VideoFrame(self.info.width, self.info.height, pixels), 0, None)
-                    out.mux(encoder.stream.encode(None))
+                    encoder.flush()
                     for packet in islice(packets(source, Clock()), TRIED):
                         if packet.size and (lane := lanes.get(packet.stream.index)):
                             lane.fit(packet)
@@ -117,8 +118,9 @@ class Assembly:
                     index = lanes[stream.index].stream.index
                     if index < len(back.streams) and _codec(back.streams[index]) != _codec(stream):
                         raise ImageError(self._refusal(f"{lanes[stream.index].words} comes back as another"))
-            if companions.left_out:
-                self.note(f"left out of {self.target.name}: {', '.join(companions.left_out)}")
+            words = left_out(self.info, self.container, self.encoding.encoder) + companions.left_out
+            if words:
+                self.note(f"left out of {self.target.name}: {', '.join(words)}")
 
     def _refusal(self, cause: str) -> str:
         remedies = [] if self.target.suffix.lower() == ".mkv" else ["name it .mkv"]
@@ -170,13 +172,18 @@ class Assembly:
     ) -> VideoStream:
         info = self.info
         out.metadata.update(source.metadata)
-        video = out.add_stream_from_template(template)
+        video = out.add_stream_from_template(template, opaque=True)  # a decoder's name need not be an encoder's
         video.time_base = times.time_base
         context: Any = video.codec_context
         context.framerate = times.rate or 0
+        if info.fields and self.encoding.encoder in INTERLACED:
+            context.field_order = 2 if info.fields == "top" else 3
+        if self.encoding.tag:
+            context.codec_tag = self.encoding.tag
         original = film(source)
         assert original is not None
         video.metadata.update(original.metadata)
+        video.metadata.pop("alpha_mode", None)  # there is none any more
         video.disposition = original.disposition
         if not times.rate or times.rate < 1:  # nothing to count in
             for told in (out.metadata, video.metadata):

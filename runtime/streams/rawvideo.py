@@ -190,7 +190,7 @@ class PipeSink:
         if header is not None:
             self._write(memoryview(header + b"\n"))
 
-    def blank(self) -> VideoFrame:
+    def blank(self, like: VideoFrame) -> VideoFrame:
         """A frame to be filled and written."""
         return self._pool.take()
 
@@ -248,7 +248,7 @@ class NullSink:
     def __init__(self, info: StreamInfo) -> None:
         self._pool = Pool(info)
 
-    def blank(self) -> VideoFrame:
+    def blank(self, like: VideoFrame) -> VideoFrame:
         """A frame to be filled and written."""
         return self._pool.take()
 

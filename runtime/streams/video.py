@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import heapq
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from echoir.runtime.errors import ImageError
+from echoir.runtime.streams.carried import Light
 from echoir.runtime.streams.demuxing import Clock, film, open_file, packets, pyav
 from echoir.runtime.streams.pixels import FORMATS, Range, Siting
 from echoir.runtime.streams.truncation import announced_bytes
@@ -31,7 +33,9 @@ _NO_CLOCK = ("mpjpeg", "mjpeg")  # pictures without time stamps: they are shown 
 # Formats that hold the same values in another order.
 REPACKED = {"gbrp": "rgb24", "pal8": "rgb24", "argb": "rgba", "abgr": "rgba", "nv16": "yuv422p", "yvyu422": "yuv422p"}
 _RANGES: dict[int, Range] = {1: "limited", 2: "full"}
-# FFmpeg's decoders know the siting, PyAV does not pass it on: what the codec's standard says in the normal case.
+_SITINGS: dict[str, Siting] = {"left": "left", "center": "center", "topleft": "topleft"}
+_FIELDS: dict[int, Literal["top", "bottom"]] = {2: "top", 3: "bottom", 4: "bottom", 5: "top"}  # the one shown first
+# Where the stream does not say: the siting that the codec's standard has in the normal case.
 _CENTRED = ("mjpeg", "mpeg1video", "jpeg2000")
 
 
@@ -50,8 +54,12 @@ class VideoSource:
     live: bool
     note: Callable[[str], None]
     damaged: int = 0
+    first: av.VideoFrame | None = None  # read to see what the header does not say
+    pictures: Iterator[av.VideoFrame] = field(default_factory=lambda: iter(()))
+    _count: int = 0
     _last: tuple[int, int] | None = None  # time stamp and end of the last frame
     _waiting: list[int] = field(default_factory=list)
+    _strict: Any = None
     _start: float = 0.0
     _tail: int | None = None  # duration of the packet before
 
@@ -63,9 +71,16 @@ class VideoSource:
         Raises:
             ImageError: a frame of another size or format than the first, or a file that ends early.
         """
+        if self.first is not None:
+            yield self._frame(self.first, 0)
+            self.first = None
+        for frame in self.pictures:
+            yield self._frame(frame, self._count - 1)
+
+    def decoded(self) -> Iterator[av.VideoFrame]:
+        """PyAV's frames."""
         import av
 
-        count = 0
         failure: av.error.FFmpegError | None = None
         source = packets(self.container, Clock(self.note))
         while failure is None:
@@ -76,19 +91,21 @@ class VideoSource:
             if packet is not None and packet.stream.index != self.stream.index:
                 continue
             try:
-                frames = self._decoded(packet, count)
+                frames = self._decoded(packet, self._count)
             except av.error.FFmpegError as error:
                 failure = failure or error
                 break
             for frame in frames:
                 if frame.is_corrupt:
-                    self._damage(f"{self.name}: frame {count} is damaged")
-                yield self._frame(frame, count)
-                count += 1
+                    self._damage(f"{self.name}: frame {self._count} is damaged")
+                self._count += 1
+                yield frame
             if packet is None:
                 break
         if failure is not None:
-            raise ImageError(f"{self.name} cannot be read on after frame {count}: {failure.strerror}") from failure
+            raise ImageError(
+                f"{self.name} cannot be read on after frame {self._count}: {failure.strerror}"
+            ) from failure
         self._check_end()
 
     def _decoded(self, packet: Packet[Any] | None, count: int) -> list[av.VideoFrame]:
@@ -102,6 +119,8 @@ class VideoSource:
             heapq.heappush(self._waiting, counted)
         try:
             frames = self.stream.decode(packet)
+            if self._strict is not None and packet is not None and packet.size:
+                self._check_picture(packet, count)
         except av.error.EOFError:
             return []  # it was told of the end before
         except av.error.InvalidDataError as error:
@@ -113,7 +132,8 @@ class VideoSource:
         for frame in frames:
             if self.live and self.container.format.name in _NO_CLOCK:
                 self._start = self._start or time.monotonic()
-                frame.pts = round((time.monotonic() - self._start) / self.info.time_base)
+                assert self.stream.time_base is not None
+                frame.pts = round((time.monotonic() - self._start) / self.stream.time_base)
             if self._waiting:
                 frame.pts = heapq.heappop(self._waiting)
         if packet is not None and packet.size:
@@ -121,6 +141,14 @@ class VideoSource:
         elif frames and self._tail and "mp4" in self.container.format.name:
             frames[-1].duration = self._tail  # MP4's durations go from one decoding time to the next
         return frames
+
+    def _check_picture(self, packet: Packet[Any], count: int) -> None:
+        """The decoder of JPEG fills in what is damaged and says nothing; another one that gives up tells."""
+        assert self._strict is not None
+        try:
+            self._strict.decode(packet)
+        except pyav().error.FFmpegError:
+            self._damage(f"{self.name}: frame {count} is damaged")
 
     def _check_end(self) -> None:
         if self.live:
@@ -157,7 +185,26 @@ class VideoSource:
             self._damage(f"{self.name}: the time stamp of frame {count} does not rise; it is moved")
             pts = last + 1
         self._last = pts, pts + max(duration, 1)
-        return VideoFrame(planes_of(frame), pts, duration, owner=frame)
+        return VideoFrame(planes_of(frame), pts, duration, owner=frame, interlaced=frame.interlaced_frame)
+
+    def begin(self, deinterlace: bool) -> None:
+        """Read the first frame, and what only it tells; a failure shows again when the frames are read."""
+        self.pictures = self.decoded()
+        if self.stream.codec_context.name == "mjpeg":
+            self._strict = pyav().CodecContext.create("mjpeg", "r")
+            self._strict.options = {"err_detect": "explode"}
+        if deinterlace:
+            self.pictures = deinterlaced(self.pictures, self.stream)
+        try:
+            self.first = next(self.pictures, None)
+        except ImageError as error:
+            self.pictures = _failing(error)
+        if self.first is not None:
+            side: Any = self.first.side_data.get("DISPLAYMATRIX")
+            turned = None if side is None else tuple(int(value) for value in np.frombuffer(side, "<i4")[:9])
+            fields = _FIELDS.get(self.stream.codec_context.field_order) if self.first.interlaced_frame else None
+            light = Light.of(self.first)
+            self.info = replace(self.info, display=turned, light=light, fields=fields)
 
     def give_back(self, frame: VideoFrame) -> None:
         """Frames belong to the decoder's own pool."""
@@ -168,7 +215,12 @@ class VideoSource:
 
 
 def open_video(
-    name: str, *, note: Callable[[str], None], timeout: float = 10.0, options: dict[str, str] | None = None
+    name: str,
+    *,
+    note: Callable[[str], None],
+    timeout: float = 10.0,
+    options: dict[str, str] | None = None,
+    deinterlace: bool = False,
 ) -> VideoSource:
     """Open a file, a V4L2 device (``/dev/video0``) or a network stream (``rtsp://...``).
 
@@ -177,6 +229,7 @@ def open_video(
         note: told what went wrong without ending the stream.
         timeout: seconds without data after which a network stream counts as lost.
         options: FFmpeg's, for the demuxer, e.g. ``{"rtsp_transport": "tcp"}``.
+        deinterlace: make whole frames of interlaced ones (FFmpeg's bwdif), one of each.
 
     Raises:
         ImageError: it is not there, or no video that can be read.
@@ -200,7 +253,9 @@ def open_video(
             raise ImageError(f"{name} has no video stream" + (" but a cover" if container.streams.video else ""))
         live = live and not (name.startswith(SERVED) and container.duration)
         stream.thread_type = "AUTO"
-        return VideoSource(name, container, stream, _describe(name, container, stream), live, note)
+        source = VideoSource(name, container, stream, _describe(name, container, stream), live, note)
+        source.begin(deinterlace)
+        return source
     except BaseException:
         container.close()
         raise
@@ -221,7 +276,7 @@ def _is_device(name: str) -> bool:
 
 
 def _describe(name: str, container: InputContainer, stream: VideoStream) -> StreamInfo:
-    """What the header says, and what only the first frame does (a display matrix); the file is rewound."""
+    """What the header says."""
     context = stream.codec_context
     pixels = REPACKED.get(context.pix_fmt or "", context.pix_fmt or "")
     if pixels not in FORMATS:
@@ -236,6 +291,7 @@ def _describe(name: str, container: InputContainer, stream: VideoStream) -> Stre
         primaries=int(context.color_primaries),
         transfer=int(context.color_trc),
         range="full" if pixels.startswith("yuvj") else _RANGES.get(int(context.color_range)),
+        siting=_siting(container, stream),
     )
     return StreamInfo(
         context.width,
@@ -245,9 +301,10 @@ def _describe(name: str, container: InputContainer, stream: VideoStream) -> Stre
         rate=stream.average_rate or stream.guessed_rate,
         time_base=stream.time_base or Fraction(1, 90000),
         aspect=stream.sample_aspect_ratio or None,
-        display=_display_matrix(container, stream),
         siting_norm=_norm(context.name),
         frames=_shown(stream),
+        tag=context.codec_tag.strip() or None,
+        alpha=stream.metadata.get("alpha_mode") == "1",
     )
 
 
@@ -259,15 +316,49 @@ def _shown(stream: VideoStream) -> int | None:
     return sum(not entry.is_discard for entry in entries) if stream.frames else None
 
 
-def _display_matrix(container: InputContainer, stream: VideoStream) -> tuple[int, ...] | None:
-    import av
-
-    if not container.format.name.startswith(("mov", "matroska")):
-        return None  # others hold none, and a device cannot be rewound
+def _siting(container: InputContainer, stream: VideoStream) -> Siting | None:
+    """Where chroma is sited, from FFmpeg's own description of the stream: PyAV has no other way to it."""
+    logging = pyav().logging
+    logging.set_level(logging.VERBOSE)
+    logging.set_libav_level(logging.VERBOSE)
     try:
-        frame = next(container.decode(stream), None)
-        container.seek(0, backward=True, any_frame=False)
-    except av.error.FFmpegError:
-        return None  # the damage shows again when the frames are read
-    side: Any = frame.side_data.get("DISPLAYMATRIX") if frame is not None else None
-    return None if side is None else tuple(int(value) for value in np.frombuffer(side, "<i4")[:9])
+        lines = container.dumps_format().splitlines()
+    finally:
+        logging.set_level(logging.PANIC)
+        logging.set_libav_level(logging.INFO)  # FFmpeg's own default
+    own = next((line for line in lines if re.match(rf"\s*Stream #0:{stream.index}\b", line)), "")
+    found = re.search(r"\((?:[^()]*, )?(left|center|topleft)\)", own)
+    return _SITINGS[found[1]] if found else None
+
+
+def _failing(error: ImageError) -> Iterator[av.VideoFrame]:
+    raise error
+    yield
+
+
+def deinterlaced(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Whole frames of interlaced ones, by FFmpeg's bwdif, at the times of those; others stay as they are."""
+    av = pyav()
+    graph = av.filter.Graph()
+    source = graph.add_buffer(template=stream)
+    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
+    graph.configure()
+
+    def pulled() -> Iterator[av.VideoFrame]:
+        while True:
+            try:
+                frame = graph.vpull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            scale = frame.time_base / stream.time_base  # bwdif counts in halves
+            pts, duration = frame.pts, frame.duration
+            frame.pts = None if pts is None else round(pts * scale)
+            frame.duration = round(duration * scale)
+            frame.time_base = stream.time_base
+            yield frame
+
+    for frame in frames:
+        graph.vpush(frame)
+        yield from pulled()
+    graph.vpush(None)
+    yield from pulled()

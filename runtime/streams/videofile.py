@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from echoir.runtime.errors import ImageError
 from echoir.runtime.files import atomic_write
-from echoir.runtime.streams.containers import container_of
+from echoir.runtime.streams.carried import Beside
+from echoir.runtime.streams.containers import container_of, left_out
 from echoir.runtime.streams.demuxing import location, pyav
 from echoir.runtime.streams.encoding import Encoder, Encoding, av_frame, blank_frame, encoder_pixels
 from echoir.runtime.streams.muxing import Assembly, Segment
@@ -44,6 +45,9 @@ class VideoFile:
         self._times, self._info = info.time_base, info if container.variable else counted
         self._encoding = encoding.settled(self._target.suffix.lower(), info)
         self._pixels = encoder_pixels(info, self._encoding, note)
+        self._beside = Beside(self._encoding.encoder, note)
+        if words := left_out(info, container, self._encoding.encoder):
+            note(f"left out of {target}: {', '.join(words)}")
         self._partial = partial_file(self._target)
         self._last: int | None = None
         self._worst = Fraction(0)
@@ -57,10 +61,12 @@ class VideoFile:
             self._encoder = Encoder(self._container, self._info, self._encoding, self._pixels)
             if info.display is not None and container.turned:
                 self._encoder.stream.set_display_matrix(info.display)
+            if self._encoding.tag:
+                self._encoder.stream.codec_context.codec_tag = self._encoding.tag
 
-    def blank(self) -> VideoFrame:
-        """A frame to be filled and written."""
-        return blank_frame(self._info)
+    def blank(self, like: VideoFrame) -> VideoFrame:
+        """A frame to be filled and written, with what ``like`` carries besides pixels."""
+        return blank_frame(self._info, like)
 
     def write(self, frame: VideoFrame) -> None:
         """Encode a frame; raises ImageError when it cannot be written."""
@@ -72,7 +78,9 @@ class VideoFile:
             self._worst = max(self._worst, abs(pts - exact) * self._info.time_base)
             duration = 1
         with _writing(self._target):
-            self._encoder.write(av_frame(self._info, frame), pts, duration)
+            picture = av_frame(self._info, frame)
+            self._beside.check(picture)
+            self._encoder.write(picture, pts, duration)
         self._last = pts if pts is not None else (self._last or 0) + 1
 
     def finish(self, complete: bool) -> None:
@@ -122,6 +130,7 @@ class CopiedVideoFile:
         self._target, self._info = Path(target), info
         self._encoding = encoding.settled(self._target.suffix.lower(), info)
         self._pixels = encoder_pixels(info, self._encoding, note)
+        self._beside = Beside(self._encoding.encoder, note)
         self._assembly = Assembly(self._target, source, info, self._encoding, video_only, note)
         with _writing(self._target):
             self._assembly.check(self._pixels)
@@ -162,9 +171,9 @@ class CopiedVideoFile:
     def _name(self, index: int) -> Path:
         return self._folder / f"{index:06}.nut"
 
-    def blank(self) -> VideoFrame:
-        """A frame to be filled and written."""
-        return blank_frame(self._info)
+    def blank(self, like: VideoFrame) -> VideoFrame:
+        """A frame to be filled and written, with what ``like`` carries besides pixels."""
+        return blank_frame(self._info, like)
 
     def write(self, frame: VideoFrame) -> None:
         """Encode a frame; raises ImageError when it cannot be written."""
@@ -177,7 +186,9 @@ class CopiedVideoFile:
                 self._encoder = Encoder(self._container, self._info, self._encoding, self._pixels)
                 self._times = []
             self._times.append((pts, frame.duration or 1))
-            self._encoder.write(av_frame(self._info, frame), pts - self._times[0][0], frame.duration)
+            picture = av_frame(self._info, frame)
+            self._beside.check(picture)
+            self._encoder.write(picture, pts - self._times[0][0], frame.duration)
             if len(self._times) == SEGMENT:
                 self._segments.append(self._end_segment(self._name(len(self._segments))))
 
