@@ -93,7 +93,7 @@ def test_the_name_of_the_codec_stays_and_can_be_chosen(hdr: Path, identity: Arti
 def with_captions(path: Path) -> Path:
     """An MP4 with A/53 captions, written by hand into every picture: ITU-T H.264 annex D.1.6, ATSC A/53 part 4."""
     plain = path.with_suffix(".h264")
-    ffmpeg(*PICTURE, "-t", 0.4, *X264, plain)
+    ffmpeg(*PICTURE, "-t", 0.4, *X264, "-bf", 0, plain)  # raw H.264 has no times, and B-frames would need some
     captions = bytes([0xFC, 0x94, 0x20, 0xFD, 0x80, 0x80])
     payload = b"\xb5\x00\x31GA94\x03" + bytes([0x40 | len(captions) // 3, 0xFF]) + captions + b"\xff"
     message = b"\0\0\1\x06\x04" + bytes([len(payload)]) + payload + b"\x80"

@@ -151,6 +151,7 @@ def _words(stream: Stream) -> str:
     if stream.type == "attachment":
         return f"attachment {stream.name or stream.index}"
     said = [_name(stream), *([stream.language] if stream.language not in (None, "und") else [])]
-    if stream.type == "video" and stream.codec_context is not None:
-        said.append(f"{stream.codec_context.width} x {stream.codec_context.height}")
+    context: Any = stream.codec_context
+    if stream.type == "video" and context is not None:
+        said.append(f"{context.width} x {context.height}")
     return f"{kind} {stream.index} ({', '.join(said)})"

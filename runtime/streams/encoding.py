@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from echoir.runtime.streams.carried import INTERLACED
 from echoir.runtime.streams.demuxing import pyav
 from echoir.runtime.streams.pixels import FORMATS
 from echoir.runtime.streams.video import planes_of
-from echoir.runtime.streams.videoframes import StreamInfo, VideoFrame
+from echoir.runtime.streams.videoframes import StreamInfo, Tags, VideoFrame
 
 if TYPE_CHECKING:
     import av
@@ -97,11 +97,9 @@ class Encoder:
         stream.width, stream.height, stream.pix_fmt = info.width, info.height, pixels
         context = stream.codec_context
         context.time_base = stream.time_base = info.time_base
-        tags = info.tags
         converted = info.format.kind == "rgb" and FORMATS.get(pixels, info.format).kind == "yuv"
-        context.colorspace = 1 if converted else tags.matrix
-        context.color_range = 1 if converted else _RANGES[tags.range]
-        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+        tags = replace(info.tags, matrix=1, range="limited") if converted else info.tags
+        tell_colours(context, tags)
         if info.aspect is not None:
             stream.sample_aspect_ratio = info.aspect
         if tags.siting is not None and info.format.kind == "yuv":
@@ -135,6 +133,12 @@ class Encoder:
             if self._frames == 1:  # x265 gives a single frame any decoding time
                 packet.dts = packet.pts
             self._container.mux(packet)
+
+
+def tell_colours(context: Any, tags: Tags) -> None:
+    """Tell PyAV's codec context what the codes mean."""
+    context.colorspace, context.color_range = tags.matrix, _RANGES[tags.range]
+    context.color_primaries, context.color_trc = tags.primaries, tags.transfer
 
 
 def encoder_pixels(info: StreamInfo, encoding: Encoding, note: Callable[[str], None]) -> str:

@@ -108,14 +108,17 @@ def open_sink(
     info = source.info
     if name == "null":
         return NullSink(info)
-    if is_file(source_name) and (name == "-" or is_pipeline(name)) and not wishes.video_only:
+    header = _pipe_header(source, wishes) if name == "-" else None
+    if (name == "-" or is_pipeline(name)) and not isinstance(source, PipeSource):
         from echoir.runtime.streams.companions import left_behind
         from echoir.runtime.streams.containers import left_out
 
-        if words := left_out(info, None, None) + left_behind(source_name):
-            note(f"left out, since a pipe takes frames alone: {', '.join(words)}")
+        words = left_out(info, None, None, None if name != "-" else "y4m" if header else "raw")
+        words += left_behind(source_name) if is_file(source_name) and not wishes.video_only else []
+        if words:
+            note(f"left out of what goes into the pipe: {', '.join(words)}")
     if name == "-":
-        return PipeSink(info, _pipe_header(source, wishes), note)
+        return PipeSink(info, header, note)
     if is_pipeline(name):
         from echoir.runtime.streams.gstreamer import PipelineSink
 

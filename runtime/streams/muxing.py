@@ -17,7 +17,7 @@ from echoir.runtime.streams.carried import INTERLACED
 from echoir.runtime.streams.companions import Companions, Lane
 from echoir.runtime.streams.containers import Container, container_of, left_out
 from echoir.runtime.streams.demuxing import Clock, film, location, open_file, packets, pyav
-from echoir.runtime.streams.encoding import Encoder, Encoding
+from echoir.runtime.streams.encoding import Encoder, Encoding, tell_colours
 from echoir.runtime.streams.videoframes import StreamInfo
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ class Assembly:
         video.time_base = times.time_base
         context: Any = video.codec_context
         context.framerate = times.rate or 0
+        if info.format.kind != "rgb":  # VP9, for one, says nothing of primaries and transfer itself
+            tell_colours(context, info.tags)
         if info.fields and self.encoding.encoder in INTERLACED:
             context.field_order = 2 if info.fields == "top" else 3
         if self.encoding.tag:
@@ -253,7 +255,8 @@ class FilmTimes:
 
         A segment's own would run into the segment before.
         """
-        stamps = [packet.pts for segment in segments for packet in segment.packets(info.time_base)]
+        every = (packet for segment in segments for packet in segment.packets(info.time_base))
+        stamps = [packet.pts for packet in every if packet.pts is not None]
         rising = sorted(stamps)
         rank = {pts: index for index, pts in enumerate(rising)}
         steps = [after - before for before, after in pairwise(rising)]

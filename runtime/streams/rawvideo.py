@@ -56,7 +56,7 @@ class PipeSource:
             frame = self._pool.take()
             if not self._fill(frame, index):
                 return
-            frame.pts, frame.duration = index, 1
+            frame.pts, frame.duration, frame.interlaced = index, 1, self.info.fields is not None
             index += 1
             yield frame
 
@@ -142,6 +142,7 @@ def _parse(words: list[bytes]) -> StreamInfo:
         rate=rate,
         time_base=1 / rate,
         aspect=None if aspect.startswith("0:") else Fraction(aspect.replace(":", "/")),
+        fields={"t": "top", "b": "bottom"}.get(values.get("I", "p")),  # type: ignore[arg-type]
     )
 
 
@@ -157,7 +158,8 @@ def y4m_header(info: StreamInfo) -> bytes:
     if space is None:
         raise ImageError(f"YUV4MPEG2 cannot hold {info.format.name}; write raw frames with --output-format raw")
     rate, aspect = info.rate or Fraction(25), info.aspect or Fraction(0)
-    words = [f"W{info.width} H{info.height} F{rate.numerator}:{rate.denominator} Ip"]
+    order = {None: "p", "top": "t", "bottom": "b"}[info.fields]
+    words = [f"W{info.width} H{info.height} F{rate.numerator}:{rate.denominator} I{order}"]
     words.append(f"A{aspect.numerator}:{aspect.denominator if aspect else 0} C{space}")
     said = info.tags.range or ("full" if "yuvj" in info.format.name else None)
     if said is not None:
@@ -186,7 +188,8 @@ class PipeSink:
         self._frame_header = b"" if header is None else b"FRAME\n"
         self._info, self._note, self._written = info, note, 0
         self._first: int | None = None
-        self._told = not info.rate
+        self._told = False
+        self._tail = Fraction(0)  # how much longer than others the last frame is shown
         if header is not None:
             self._write(memoryview(header + b"\n"))
 
@@ -210,17 +213,18 @@ class PipeSink:
         self._pool.give_back(frame)
 
     def _check_time(self, frame: VideoFrame) -> None:
-        if self._told or frame.pts is None:
+        info = self._info
+        if info.rate is None or frame.pts is None:
             return
         if self._first is None:
             self._first = frame.pts
-        assert self._info.rate is not None
-        off = (frame.pts - self._first) * self._info.time_base - self._written / self._info.rate
-        if abs(off) > max(1 / self._info.rate / 2, self._info.time_base):
+        off = (frame.pts - self._first) * info.time_base - self._written / info.rate
+        self._tail = (frame.duration or 0) * info.time_base - 1 / info.rate
+        if not self._told and abs(off) > 1 / info.rate / 10 + info.time_base:
             self._told = True
             self._note(
-                f"time stamps are lost in the pipe: frame {self._written} comes {float(off):+.3f} s off a constant "
-                f"{float(self._info.rate):.6g} frames/s"
+                f"the times of frames are lost in the pipe: frame {self._written} comes {float(off):+.3f} s off "
+                f"a constant {float(info.rate):.6g} frames/s"
             )
 
     def _write(self, view: memoryview) -> None:
@@ -235,7 +239,9 @@ class PipeSink:
             ) from error
 
     def finish(self, complete: bool) -> None:
-        """Nothing is left to do."""
+        """Say what the end of a pipe does not."""
+        if self._tail > self._info.time_base:
+            self._note(f"a pipe does not say how long the last frame is shown: {float(self._tail):.3f} s are lost")
 
     def close(self) -> None:
         """Close the descriptor."""

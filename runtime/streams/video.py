@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import heapq
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,9 +15,10 @@ import numpy as np
 from echoir.runtime.errors import ImageError
 from echoir.runtime.streams.carried import Light
 from echoir.runtime.streams.demuxing import Clock, film, open_file, packets, pyav
-from echoir.runtime.streams.pixels import FORMATS, Range, Siting
+from echoir.runtime.streams.description import REPACKED, deinterlaced, describe
+from echoir.runtime.streams.pixels import FORMATS
 from echoir.runtime.streams.truncation import announced_bytes
-from echoir.runtime.streams.videoframes import Array, StreamInfo, Tags, VideoFrame
+from echoir.runtime.streams.videoframes import Array, StreamInfo, VideoFrame
 
 if TYPE_CHECKING:
     import av
@@ -30,17 +29,7 @@ if TYPE_CHECKING:
 LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://", "rtp://")
 SERVED = ("http://", "https://")  # cameras and broadcasts, and files: those say how long they are
 _NO_CLOCK = ("mpjpeg", "mjpeg")  # pictures without time stamps: they are shown when they come
-# Formats that hold the same values in another order.
-REPACKED = {"gbrp": "rgb24", "pal8": "rgb24", "argb": "rgba", "abgr": "rgba", "nv16": "yuv422p", "yvyu422": "yuv422p"}
-_RANGES: dict[int, Range] = {1: "limited", 2: "full"}
-_SITINGS: dict[str, Siting] = {"left": "left", "center": "center", "topleft": "topleft"}
 _FIELDS: dict[int, Literal["top", "bottom"]] = {2: "top", 3: "bottom", 4: "bottom", 5: "top"}  # the one shown first
-# Where the stream does not say: the siting that the codec's standard has in the normal case.
-_CENTRED = ("mjpeg", "mpeg1video", "jpeg2000")
-
-
-def _norm(codec: str) -> tuple[Siting, str]:
-    return ("center" if codec in _CENTRED else "left"), f"the norm of {codec}"
 
 
 @dataclass
@@ -253,7 +242,7 @@ def open_video(
             raise ImageError(f"{name} has no video stream" + (" but a cover" if container.streams.video else ""))
         live = live and not (name.startswith(SERVED) and container.duration)
         stream.thread_type = "AUTO"
-        source = VideoSource(name, container, stream, _describe(name, container, stream), live, note)
+        source = VideoSource(name, container, stream, describe(name, container, stream), live, note)
         source.begin(deinterlace)
         return source
     except BaseException:
@@ -275,90 +264,6 @@ def _is_device(name: str) -> bool:
         return False
 
 
-def _describe(name: str, container: InputContainer, stream: VideoStream) -> StreamInfo:
-    """What the header says."""
-    context = stream.codec_context
-    pixels = REPACKED.get(context.pix_fmt or "", context.pix_fmt or "")
-    if pixels not in FORMATS:
-        raise ImageError(
-            f"{name} has pixels of the format {context.pix_fmt or '(unknown: no frame could be read)'}, "
-            "which is not supported"
-        )
-    if not (context.width and context.height):
-        raise ImageError(f"{name} does not say the size of its frames: is it damaged or empty?")
-    tags = Tags(
-        matrix=int(context.colorspace),
-        primaries=int(context.color_primaries),
-        transfer=int(context.color_trc),
-        range="full" if pixels.startswith("yuvj") else _RANGES.get(int(context.color_range)),
-        siting=_siting(container, stream),
-    )
-    return StreamInfo(
-        context.width,
-        context.height,
-        FORMATS[pixels],
-        tags=tags,
-        rate=stream.average_rate or stream.guessed_rate,
-        time_base=stream.time_base or Fraction(1, 90000),
-        aspect=stream.sample_aspect_ratio or None,
-        siting_norm=_norm(context.name),
-        frames=_shown(stream),
-        tag=context.codec_tag.strip() or None,
-        alpha=stream.metadata.get("alpha_mode") == "1",
-    )
-
-
-def _shown(stream: VideoStream) -> int | None:
-    """How many frames the container announces, without those that an edit list leaves out."""
-    entries = stream.index_entries
-    if len(entries) < stream.frames:  # no index, or AVI's, which counts frames that are shown again
-        return len(entries) or None if len(entries) > 1 else stream.frames or None
-    return sum(not entry.is_discard for entry in entries) if stream.frames else None
-
-
-def _siting(container: InputContainer, stream: VideoStream) -> Siting | None:
-    """Where chroma is sited, from FFmpeg's own description of the stream: PyAV has no other way to it."""
-    logging = pyav().logging
-    logging.set_level(logging.VERBOSE)
-    logging.set_libav_level(logging.VERBOSE)
-    try:
-        lines = container.dumps_format().splitlines()
-    finally:
-        logging.set_level(logging.PANIC)
-        logging.set_libav_level(logging.INFO)  # FFmpeg's own default
-    own = next((line for line in lines if re.match(rf"\s*Stream #0:{stream.index}\b", line)), "")
-    found = re.search(r"\((?:[^()]*, )?(left|center|topleft)\)", own)
-    return _SITINGS[found[1]] if found else None
-
-
 def _failing(error: ImageError) -> Iterator[av.VideoFrame]:
+    yield from ()
     raise error
-    yield
-
-
-def deinterlaced(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Whole frames of interlaced ones, by FFmpeg's bwdif, at the times of those; others stay as they are."""
-    av = pyav()
-    graph = av.filter.Graph()
-    source = graph.add_buffer(template=stream)
-    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
-    graph.configure()
-
-    def pulled() -> Iterator[av.VideoFrame]:
-        while True:
-            try:
-                frame = graph.vpull()
-            except (av.error.BlockingIOError, av.error.EOFError):
-                return
-            scale = frame.time_base / stream.time_base  # bwdif counts in halves
-            pts, duration = frame.pts, frame.duration
-            frame.pts = None if pts is None else round(pts * scale)
-            frame.duration = round(duration * scale)
-            frame.time_base = stream.time_base
-            yield frame
-
-    for frame in frames:
-        graph.vpush(frame)
-        yield from pulled()
-    graph.vpush(None)
-    yield from pulled()
