@@ -88,8 +88,8 @@ def _siting(container: InputContainer, stream: VideoStream) -> Siting | None:
 
 def deinterlaced(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterator[av.VideoFrame]:
     """Whole frames of interlaced ones, by FFmpeg's bwdif, at the times of those; others stay as they are."""
-    av = pyav()
-    graph = av.filter.Graph()
+    library = pyav()
+    graph = library.filter.Graph()
     source = graph.add_buffer(template=stream)
     graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
     graph.configure()
@@ -98,7 +98,7 @@ def deinterlaced(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterat
         while True:
             try:
                 frame = graph.vpull()
-            except (av.error.BlockingIOError, av.error.EOFError):
+            except (library.error.BlockingIOError, library.error.EOFError):
                 return
             scale = frame.time_base / stream.time_base  # bwdif counts in halves
             pts, duration = frame.pts, frame.duration
