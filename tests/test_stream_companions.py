@@ -177,3 +177,22 @@ def test_a_file_that_is_there_is_a_file(name: str, folder: Path, identity: Artif
     finally:
         os.chdir(before)
     assert len(times_of(tmp_path / "plain.mp4")) == len(times_of(tmp_path / name)) == 13
+
+
+def test_data_streams_are_named(folder: Path, identity: Artifact, tmp_path: Path) -> None:
+    """As of a drone or an action camera: where it was, in a stream of its own."""
+    source = tmp_path / "in.ts"
+    with av.open(str(folder / "av.mp4")) as file, av.open(str(source), "w") as out:
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in file.streams}
+        places = out.add_data_stream("klv")
+        for packet in file.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+        place = av.Packet(b"\x06\x0e\x2b\x34 52 N 13 E")
+        place.stream, place.pts, place.dts, place.time_base = places, 0, 0, places.time_base
+        out.mux(place)
+    assert ("data", "klv") in kinds_of(source)
+    for suffix in (".mp4", ".ts"):
+        said = restored(source, tmp_path / f"out{suffix}", identity)
+        assert f"left out of out{suffix}: data stream 2 (klv)" in said

@@ -177,11 +177,10 @@ def word_for(feature: str, kind: str, run: Run) -> str:
 
 def table() -> dict[tuple[str, str], str]:
     """The table of the documentation, by container and feature."""
-    rows = [
-        [cell.strip() for cell in line.strip("|\n ").split("|")]
-        for line in TABLE.read_text().split("## What each container keeps")[1].splitlines()
-        if line.startswith("|")
-    ]
+    lines = TABLE.read_text().split("## What each container keeps")[1].splitlines()
+    lines = lines[next(index for index, line in enumerate(lines) if line.startswith("|")) :]
+    lines = lines[: lines.index("")]
+    rows = [[cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")] for line in lines]
     head, _, *body = rows
     return {(row[0], feature): word for row in body for feature, word in zip(head[1:], row[1:], strict=True)}
 

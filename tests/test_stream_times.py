@@ -100,7 +100,10 @@ def test_frames_that_a_header_counts_and_nobody_sees_are_not_missed(
     clips: Path, identity: Artifact, tmp_path: Path
 ) -> None:
     """An edit list that begins inside a group of pictures, and AVI's empty chunks that show a frame again."""
-    trimmed, sparse = tmp_path / "trimmed.mp4", tmp_path / "sparse.avi"
+    trimmed, sparse, late = tmp_path / "trimmed.mp4", tmp_path / "sparse.avi", tmp_path / "late.mp4"
+    ffmpeg("-itsoffset", 1.5, "-i", clips / "av.mp4", "-c", "copy", late)
+    restored(late, tmp_path / "late-out.mp4", identity)
+    assert times_of(tmp_path / "late-out.mp4") == pytest.approx(times_of(late), abs=0.001)
     ffmpeg("-ss", 0.5, "-i", clips / "av.mp4", "-c", "copy", trimmed)
     ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=10", "-t", 1, "-c:v", "mpeg4", "-fps_mode", "passthrough",
            "-enc_time_base", "1/30", "-r", 30, sparse)  # fmt: skip
@@ -167,6 +170,31 @@ def test_a_camera_that_comes_back_with_its_clock_at_0_goes_on(
     gap = steps.pop(24)
     assert steps == pytest.approx([0.04] * 48, abs=0.0011)
     assert 0 < gap < 10
+
+
+class Shelf(BaseHTTPRequestHandler):
+    """A server with one film, which it gives as often as it is asked."""
+
+    film, calls = b"", 0
+
+    def do_GET(self) -> None:
+        type(self).calls += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.film)))
+        self.end_headers()
+        self.wfile.write(self.film)
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+def test_a_film_on_a_server_is_read_once(clips: Path, identity: Artifact, tmp_path: Path) -> None:
+    ffmpeg("-i", clips / "av.mp4", "-c", "copy", "-movflags", "faststart", tmp_path / "in.mp4")
+    Shelf.film = (tmp_path / "in.mp4").read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Shelf) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        restored(f"http://127.0.0.1:{server.server_port}/film.mp4", tmp_path / "out.mp4", identity)
+        server.shutdown()
+    assert times_of(tmp_path / "out.mp4") == pytest.approx(times_of(clips / "av.mp4"), abs=0.001)
 
 
 class Stills(BaseHTTPRequestHandler):

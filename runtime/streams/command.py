@@ -168,12 +168,14 @@ def stream(
 def _wishes(
     source: str, size: str | None, pixel_format: str | None, rate: str | None, timeout: float, retries: int, **rest: Any
 ) -> Wishes:
-    from echoir.runtime.streams.endpoints import Wishes
+    from echoir.runtime.streams.endpoints import Wishes, is_pipeline
 
     if (size is None) != (pixel_format is None):
         raise click.UsageError("raw frames need both --size and --pixel-format")
     if source != "-" and (size or rate):
         raise click.UsageError("--size, --pixel-format and --rate are for raw frames on standard input")
+    if rest["deinterlace"] and (source == "-" or is_pipeline(source)):
+        raise click.UsageError("--deinterlace is for what FFmpeg reads; a pipeline has its own element: deinterlace")
     raw = _raw(size, pixel_format, rate) if size and pixel_format else None
     return Wishes(raw=raw, timeout=timeout, retries=retries, **rest)
 

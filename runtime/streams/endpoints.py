@@ -136,6 +136,9 @@ def open_sink(
     if target.exists() and not wishes.overwrite and not (resumable and partial_folder(target).exists()):
         raise ImageError(f"{name} exists already; say --overwrite to replace it")
     if not is_file(source_name):
+        if info.fields and isinstance(source, PipeSource):  # PyAV cannot mark frames that it has not decoded
+            note(f"left out of {name}: that it is interlaced")
+            info = replace(info, fields=None)
         return VideoFile(name, info, encoding, note)
     return CopiedVideoFile(
         name,
