@@ -14,6 +14,7 @@ from probing import PICTURE, TONE, X264, ffmpeg, ffprobe, film_of, needs_ffmpeg,
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.streams.muxing import sets_rates
 
 pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
 pytestmark = needs_ffmpeg
@@ -194,4 +195,6 @@ def test_the_table_has_every_container_and_feature() -> None:
 @pytest.mark.parametrize("kind", ["mp4", "mov", "mkv", "webm", "avi", "ts", "nut", "y4m", "raw"])
 @pytest.mark.parametrize("feature", FEATURES)
 def test_what_a_container_does_to_a_feature_is_what_the_table_says(feature: str, kind: str, run: Run) -> None:
+    if (feature, kind) == ("rate", "mkv") and not sets_rates():
+        pytest.skip("PyAV before 18 does not give a copied stream its rate (Python 3.10)")
     assert word_for(feature, kind, run) == table()[kind, feature]

@@ -16,6 +16,7 @@ from probing import PICTURE, TONE, X264, ffmpeg, ffprobe, film_of, needs_ffmpeg,
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.streams.muxing import sets_rates
 from echoir.runtime.streams.truncation import announced_bytes
 
 pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
@@ -46,6 +47,8 @@ def restored(source: Path | str, target: Path, model: Artifact, *options: object
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".ts", ".nut"])
 def test_the_frame_rate_is_that_of_the_source(suffix: str, clips: Path, identity: Artifact, tmp_path: Path) -> None:
+    if suffix == ".mkv" and not sets_rates():
+        pytest.skip("PyAV before 18 does not give a copied stream its rate (Python 3.10)")
     target = tmp_path / f"out{suffix}"
     restored(clips / "av.mp4", target, identity)
     assert film_of(target)["avg_frame_rate"] == film_of(target)["r_frame_rate"] == "25/1"
@@ -59,8 +62,11 @@ def test_a_file_with_a_time_code_keeps_it(identity: Artifact, tmp_path: Path) ->
     source = tmp_path / "in.mov"
     ffmpeg(*PICTURE, "-t", 0.4, *X264, "-timecode", "10:00:00:00", source)
     for suffix in (".mov", ".mp4"):
-        restored(source, tmp_path / f"out{suffix}", identity)
-        assert film_of(tmp_path / f"out{suffix}")["tags"]["timecode"] == "10:00:00:00"
+        said = restored(source, tmp_path / f"out{suffix}", identity)
+        if sets_rates():
+            assert film_of(tmp_path / f"out{suffix}")["tags"]["timecode"] == "10:00:00:00"
+        else:
+            assert "left out: the time code" in said
 
 
 def test_stamps_that_restart_inside_a_file_go_on(clips: Path, identity: Artifact, tmp_path: Path) -> None:

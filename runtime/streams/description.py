@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from echoir.runtime.errors import ImageError
 from echoir.runtime.streams.demuxing import pyav
@@ -40,12 +40,13 @@ def describe(name: str, container: InputContainer, stream: VideoStream) -> Strea
         )
     if not (context.width and context.height):
         raise ImageError(f"{name} does not say the size of its frames: is it damaged or empty?")
+    dumped = _dumped(container, stream)
     tags = Tags(
         matrix=int(context.colorspace),
         primaries=int(context.color_primaries),
         transfer=int(context.color_trc),
         range="full" if pixels.startswith("yuvj") else _RANGES.get(int(context.color_range)),
-        siting=_siting(container, stream),
+        siting=_siting(dumped),
     )
     return StreamInfo(
         context.width,
@@ -57,6 +58,7 @@ def describe(name: str, container: InputContainer, stream: VideoStream) -> Strea
         aspect=stream.sample_aspect_ratio or None,
         siting_norm=_norm(context.name),
         frames=_shown(stream),
+        fields=_fields(dumped),
         tag=context.codec_tag.strip() or None,
         alpha=stream.metadata.get("alpha_mode") == "1",
     )
@@ -70,8 +72,8 @@ def _shown(stream: VideoStream) -> int | None:
     return sum(not entry.is_discard for entry in entries) if stream.frames else None
 
 
-def _siting(container: InputContainer, stream: VideoStream) -> Siting | None:
-    """Where chroma is sited, from FFmpeg's own description of the stream: PyAV has no other way to it."""
+def _dumped(container: InputContainer, stream: VideoStream) -> str:
+    """FFmpeg's own line about a stream: where chroma is sited and which field is first, PyAV says nowhere else."""
     logging = pyav().logging
     logging.set_level(logging.VERBOSE)
     logging.set_libav_level(logging.VERBOSE)
@@ -81,9 +83,20 @@ def _siting(container: InputContainer, stream: VideoStream) -> Siting | None:
     finally:
         logging.set_level(logging.PANIC)
         logging.set_libav_level(logging.INFO)  # FFmpeg's own default
-    own = next((line for line in lines if re.match(rf"\s*Stream #0:{stream.index}\b", line)), "")
-    found = re.search(r"\((?:[^()]*, )?(left|center|topleft)\)", own)
+    return next((line for line in lines if re.match(rf"\s*Stream #0:{stream.index}\b", line)), "")
+
+
+def _siting(dumped: str) -> Siting | None:
+    found = re.search(r"\((?:[^()]*, )?(left|center|topleft)\)", dumped)
     return _SITINGS[found[1]] if found else None
+
+
+def _fields(dumped: str) -> Literal["top", "bottom"] | None:
+    """The field that is shown first; FFmpeg calls those swapped that are coded in the other order."""
+    found = re.search(r"[(, ](top|bottom) (first|coded first \(swapped\))[,)]", dumped)
+    if found is None:
+        return None
+    return "top" if (found[1] == "top") == (found[2] == "first") else "bottom"
 
 
 def deinterlaced(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterator[av.VideoFrame]:

@@ -178,7 +178,7 @@ class Assembly:
         context.framerate = times.rate or 0
         if info.format.kind != "rgb":  # VP9, for one, says nothing of primaries and transfer itself
             tell_colours(context, info.tags)
-        if info.fields and self.encoding.encoder in INTERLACED:
+        if info.fields and self.encoding.encoder in INTERLACED and sets_rates():
             context.field_order = 2 if info.fields == "top" else 3
         if self.encoding.tag:
             context.codec_tag = self.encoding.tag
@@ -187,10 +187,10 @@ class Assembly:
         video.metadata.update(original.metadata)
         video.metadata.pop("alpha_mode", None)  # there is none any more
         video.disposition = original.disposition
-        if not times.rate or times.rate < 1:  # nothing to count in
-            for told in (out.metadata, video.metadata):
-                if told.pop("timecode", None):
-                    self.note("left out: the time code, which needs a frame rate of 1 or more")
+        if not times.rate or times.rate < 1 or not sets_rates():  # nothing to count in
+            codes = [told.pop("timecode", None) for told in (out.metadata, video.metadata)]
+            if any(codes):
+                self.note("left out: the time code, which needs a frame rate of 1 or more, and PyAV 18 or newer")
         if info.aspect is not None:
             video.sample_aspect_ratio = info.aspect
         if info.display is not None and self.container.turned:
@@ -306,6 +306,11 @@ def _on_grid(rising: list[int], info: StreamInfo, note: Callable[[str], None]) -
             f"by up to {float(worst) * 1e3:.1f} ms"
         )
     return step, grid
+
+
+def sets_rates() -> bool:
+    """Whether PyAV gives a stream that is copied its frame rate and order of fields: from version 18 on."""
+    return int(pyav().__version__.partition(".")[0]) >= 18
 
 
 def _pictures(source: str, wanted: list[int]) -> dict[int, bytes]:

@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LIVE = ("rtsp://", "rtsps://", "rtmp://", "udp://", "srt://", "rtp://")
 SERVED = ("http://", "https://")  # cameras and broadcasts, and files: those say how long they are
 _NO_CLOCK = ("mpjpeg", "mjpeg")  # pictures without time stamps: they are shown when they come
-_FIELDS: dict[int, Literal["top", "bottom"]] = {2: "top", 3: "bottom", 4: "bottom", 5: "top"}  # the one shown first
 
 
 @dataclass
@@ -191,7 +190,7 @@ class VideoSource:
         if self.first is not None:
             side: Any = self.first.side_data.get("DISPLAYMATRIX")
             turned = None if side is None else tuple(int(value) for value in np.frombuffer(side, "<i4")[:9])
-            fields = _FIELDS.get(self.stream.codec_context.field_order) if self.first.interlaced_frame else None
+            fields = self.info.fields if self.first.interlaced_frame else None
             light = Light.of(self.first)
             self.info = replace(self.info, display=turned, light=light, fields=fields)
 
