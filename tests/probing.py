@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def ffmpeg(*arguments: object) -> None:
 
 def ffprobe(path: Path, *arguments: str) -> dict[str, Any]:
     """What ffprobe says of format, streams, chapters, and with more ``arguments`` of packets or frames."""
+    return _probed(path, path.stat().st_mtime_ns, *arguments)
+
+
+@cache
+def _probed(path: Path, changed: int, *arguments: str) -> dict[str, Any]:
     command = ["ffprobe", "-v", "error", "-of", "json", "-show_format", "-show_streams", "-show_chapters"]
     done = subprocess.run([*command, *arguments, str(path)], capture_output=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
