@@ -93,6 +93,29 @@ def test_a_pipeline_is_a_source(name: str, environment: dict[str, str], identity
     assert done.stdout == frames_of(environment, text, tmp_path / "alone")
 
 
+def test_fields_of_a_pipeline_are_known_and_go_on(
+    environment: dict[str, str], identity: Artifact, tmp_path: Path
+) -> None:
+    caps = "video/x-raw,interlace-mode=interleaved,field-order=bottom-field-first"
+    text = f"videotestsrc num-buffers=2 ! {WITH},format=I420 ! capssetter caps={caps}"
+    sink = f"gst:{caps} ! filesink location={tmp_path}/out"
+    done = stream(environment, text, sink, "-m", identity.model_path)
+    assert done.returncode == 0
+    assert b"interlaced, bottom field first" in done.stderr
+    assert b"left out" not in done.stderr
+    assert (tmp_path / "out").read_bytes() == frames_of(environment, text, tmp_path / "alone")
+    done = stream(environment, text.replace("=interleaved", "=mixed"), "null", "-m", identity.model_path)
+    assert done.returncode == 0
+
+
+def test_the_element_says_that_it_takes_fields_for_one_picture(loader: dict[str, str], identity: Artifact) -> None:
+    text = f"videotestsrc num-buffers=2 ! {WITH},format=I420 ! capssetter caps=video/x-raw,interlace-mode=interleaved"
+    arguments = f"{text} ! echoirrestore artifact={identity.model_path} ! fakesink".split()
+    done = run(loader, "gst-launch-1.0", *arguments)
+    assert done.returncode == 0
+    assert b"put deinterlace before" in done.stdout + done.stderr
+
+
 @needs_ffmpeg
 def test_stamps_that_begin_anew_in_a_pipeline_go_on(
     environment: dict[str, str], identity: Artifact, tmp_path: Path

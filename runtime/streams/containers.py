@@ -74,7 +74,10 @@ def container_of(target: Path) -> Container:
 
 
 def left_out(
-    info: StreamInfo, container: Container | None, encoder: str | None, pipe: Literal["y4m", "raw"] | None = None
+    info: StreamInfo,
+    container: Container | None,
+    encoder: str | None,
+    pipe: Literal["y4m", "raw", "caps"] | None = None,
 ) -> list[str]:
     """What a film says of itself that a sink does not hold, each in a few words.
 
@@ -82,7 +85,7 @@ def left_out(
         info: of the film.
         container: of the file; None: a pipe.
         encoder: FFmpeg's name; None in a pipe.
-        pipe: what standard output gets; None: a file, or a pipeline of GStreamer's.
+        pipe: what standard output gets, or ``"caps"``: a pipeline of GStreamer's; None: a file.
     """
     words, tags = [], info.tags
     if pipe == "raw":
@@ -90,13 +93,13 @@ def left_out(
         words.append(f"size, format and rate ({info.width} x {info.height} {info.format.name}{rate})")
         if info.aspect is not None and info.aspect != 1:
             words.append("its pixel aspect ratio")
-    if pipe is not None and {tags.matrix, tags.primaries, tags.transfer} != {UNSPECIFIED}:
+    if pipe in ("y4m", "raw") and {tags.matrix, tags.primaries, tags.transfer} != {UNSPECIFIED}:
         words.append("its colours (matrix, primaries, transfer)")
     if info.display is not None and not (container and container.turned):
         words.append("that it is shown turned or mirrored")
     if info.light is not None and (encoder is None or info.light.options(encoder) is None):
         words.append("what its HDR was graded on (mastering display, light level)")
-    if info.fields is not None and pipe != "y4m" and encoder not in INTERLACED:
+    if info.fields is not None and pipe not in ("y4m", "caps") and encoder not in INTERLACED:
         words.append("that it is interlaced (--deinterlace makes whole frames)")
     if info.alpha:
         words.append("its alpha plane")

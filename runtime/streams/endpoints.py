@@ -113,7 +113,7 @@ def open_sink(
         from echoir.runtime.streams.companions import left_behind
         from echoir.runtime.streams.containers import left_out
 
-        words = left_out(info, None, None, None if name != "-" else "y4m" if header else "raw")
+        words = left_out(info, None, None, "caps" if name != "-" else "y4m" if header else "raw")
         words += left_behind(source_name) if is_file(source_name) and not wishes.video_only else []
         if words:
             note(f"left out of what goes into the pipe: {', '.join(words)}")
@@ -136,7 +136,9 @@ def open_sink(
     if target.exists() and not wishes.overwrite and not (resumable and partial_folder(target).exists()):
         raise ImageError(f"{name} exists already; say --overwrite to replace it")
     if not is_file(source_name):
-        if info.fields and isinstance(source, PipeSource):  # PyAV cannot mark frames that it has not decoded
+        if info.fields and (
+            isinstance(source, PipeSource) or is_pipeline(source_name)
+        ):  # PyAV cannot mark frames that it has not decoded
             note(f"left out of {name}: that it is interlaced")
             info = replace(info, fields=None)
         return VideoFile(name, info, encoding, note)

@@ -112,6 +112,8 @@ class EchoirRestore(GstBase.BaseTransform):
             info = describe(caps)
             chosen = {name: self._settings[name] or None for name in ("matrix", "range")}
             colour, assumed = resolve_colour(info, **chosen)
+            if info.fields is not None:
+                assumed.append("frames are interlaced and restored as whole pictures: put deinterlace before")
             for note in assumed:
                 text = (
                     note.replace("(--matrix)", "(matrix=)").replace("(--range)", "(range=)").replace(" (--siting)", "")
