@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from probing import needs_ffmpeg, times_of
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.streams.gstreamer import NAMES, plugin_path
@@ -90,6 +91,42 @@ def test_a_pipeline_is_a_source(name: str, environment: dict[str, str], identity
     done = stream(environment, text, "-", "--output-format", "raw", "-m", identity.model_path, "--quiet")
     assert done.returncode == 0
     assert done.stdout == frames_of(environment, text, tmp_path / "alone")
+
+
+def test_fields_of_a_pipeline_are_known_and_go_on(
+    environment: dict[str, str], identity: Artifact, tmp_path: Path
+) -> None:
+    caps = "video/x-raw,interlace-mode=interleaved,field-order=bottom-field-first"
+    text = f"videotestsrc num-buffers=2 ! {WITH},format=I420 ! capssetter caps={caps}"
+    sink = f"gst:{caps} ! filesink location={tmp_path}/out"
+    done = stream(environment, text, sink, "-m", identity.model_path)
+    assert done.returncode == 0
+    assert b"interlaced, bottom field first" in done.stderr
+    assert b"left out" not in done.stderr
+    assert (tmp_path / "out").read_bytes() == frames_of(environment, text, tmp_path / "alone")
+    done = stream(environment, text.replace("=interleaved", "=mixed"), "null", "-m", identity.model_path)
+    assert done.returncode == 0
+
+
+def test_the_element_says_that_it_takes_fields_for_one_picture(loader: dict[str, str], identity: Artifact) -> None:
+    text = f"videotestsrc num-buffers=2 ! {WITH},format=I420 ! capssetter caps=video/x-raw,interlace-mode=interleaved"
+    arguments = f"{text} ! echoirrestore artifact={identity.model_path} ! fakesink".split()
+    done = run(loader, "gst-launch-1.0", *arguments)
+    assert done.returncode == 0
+    assert b"put deinterlace before" in done.stdout + done.stderr
+
+
+@needs_ffmpeg
+def test_stamps_that_begin_anew_in_a_pipeline_go_on(
+    environment: dict[str, str], identity: Artifact, tmp_path: Path
+) -> None:
+    """``concat``: every source counts from 0, in a segment of its own."""
+    pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+    part = f"videotestsrc num-buffers=5 ! {WITH},format=I420 ! c."
+    target = tmp_path / "out.mp4"
+    done = stream(environment, f"{part} {part} concat name=c ! identity", target, "-m", identity.model_path)
+    assert done.returncode == 0
+    assert times_of(target) == pytest.approx([index / 30 for index in range(10)], abs=0.001)
 
 
 @pytest.mark.parametrize("name", ["NV12", "RGB", "I420"])
@@ -219,15 +256,22 @@ from gi.repository import Gst
 Gst.init(None)
 pipeline = Gst.parse_launch(
     "videotestsrc is-live=true num-buffers=10 ! {WITH},format=NV12 ! "
-    "echoirrestore name=e artifact={identity.model_path} deadline=0.001 policy=POLICY ! fakesink sync=false"
+    "echoirrestore name=e artifact={identity.model_path} deadline=0.001 policy=POLICY ! "
+    "fakesink name=s sync=false signal-handoffs=true"
 )
+arrived = []
+pipeline.get_by_name("s").connect("handoff", lambda *arguments: arrived.append(1))
 pipeline.set_state(Gst.State.PLAYING)
 pipeline.get_bus().timed_pop_filtered(20 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
 print(pipeline.get_by_name("e").get_property("stats"))
+print(len(arrived))
 pipeline.set_state(Gst.State.NULL)
 """
     for policy, counted in (("pass", "passed"), ("drop", "dropped")):
         done = run(loader, sys.executable, "-c", script.replace("POLICY", policy))
-        counts = json.loads(done.stdout)
+        told, arrived = done.stdout.splitlines()
+        counts = json.loads(told)
+        assert int(arrived) == counts["frames"] - counts["dropped"], "what is said to be dropped does not arrive"
+        assert b"AttributeError" not in done.stderr
         assert counts["frames"] == 10 == counts["restored"] + counts[counted]
         assert counts[counted] >= 9  # the first may be as old as the clock

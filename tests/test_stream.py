@@ -269,3 +269,8 @@ def test_restoring_into_an_array_of_another_kind_is_refused(identity: Artifact) 
         np.testing.assert_array_equal(out, image)
         with pytest.raises(ImageError, match="out must be uint8"):
             restorer(image, out=np.zeros((5, 6, 3), np.float32))
+
+
+def test_a_policy_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="a policy is one of pass, drop, slow, got 'bogus'"):
+        Stream([], lambda item: item, deadline=1, policy="bogus")  # type: ignore[arg-type]

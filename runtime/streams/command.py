@@ -78,6 +78,7 @@ _pixel_options = _groups(
         help="Colour matrix. [default: what the stream says]",
     ),
     click.option("--range", "range_", type=click.Choice(["limited", "full"]), help="Range of codes. [default: alike]"),
+    click.option("--deinterlace", is_flag=True, help="Make whole frames of interlaced ones (FFmpeg's bwdif)."),
     click.option("--siting", type=click.Choice(["left", "center", "topleft"]), help="Of chroma. [default: alike]"),
 )
 _sink_options = _groups(
@@ -169,12 +170,14 @@ def stream(
 def _wishes(
     source: str, size: str | None, pixel_format: str | None, rate: str | None, timeout: float, retries: int, **rest: Any
 ) -> Wishes:
-    from echoir.runtime.streams.endpoints import Wishes
+    from echoir.runtime.streams.endpoints import Wishes, is_pipeline
 
     if (size is None) != (pixel_format is None):
         raise click.UsageError("raw frames need both --size and --pixel-format")
     if source != "-" and (size or rate):
         raise click.UsageError("--size, --pixel-format and --rate are for raw frames on standard input")
+    if rest["deinterlace"] and (source == "-" or is_pipeline(source)):
+        raise click.UsageError("--deinterlace is for what FFmpeg reads; a pipeline has its own element: deinterlace")
     raw = _raw(size, pixel_format, rate) if size and pixel_format else None
     return Wishes(raw=raw, timeout=timeout, retries=retries, **rest)
 
@@ -276,6 +279,7 @@ class _Run:
                 "model": self.restorer.manifest.model.sha256,
                 "overlap": self.restorer.overlap,
                 "colour": vars(colour),
+                "deinterlace": self.wishes.deinterlace,
             }
         return open_sink(
             self.sink_name, self.source_name, source, self.wishes, lambda message: self.note(message), identity

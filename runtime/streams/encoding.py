@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echoir.runtime.errors import ImageError, needs_extra
+from echoir.runtime.errors import ImageError
+from echoir.runtime.streams.carried import INTERLACED
+from echoir.runtime.streams.demuxing import pyav
 from echoir.runtime.streams.pixels import FORMATS
 from echoir.runtime.streams.video import planes_of
-from echoir.runtime.streams.videoframes import StreamInfo, VideoFrame
+from echoir.runtime.streams.videoframes import StreamInfo, Tags, VideoFrame
 
 if TYPE_CHECKING:
     import av
     from av.container import OutputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
 # Where an encoder does not take a stream's pixels: what it is given instead, the first that it takes.
@@ -32,13 +36,6 @@ FOR_RGB = ["rgb24", "bgr24", "bgr0", "yuv420p"]
 _RANGES = {None: 0, "limited": 1, "full": 2}
 
 
-def pyav() -> Any:
-    """PyAV, or the error that says how to install it."""
-    with needs_extra("video"):
-        import av
-    return av
-
-
 @dataclass(frozen=True)
 class Encoding:
     """How frames are encoded.
@@ -47,11 +44,13 @@ class Encoding:
         encoder: FFmpeg's name; None: H.264 (libx264) of 8 bits, HEVC (libx265) of more, VP9 in WebM.
         quality: the encoder's constant quality (``crf``), lower being better; None: 18, or 24 of VP9.
         options: further ones for the encoder.
+        tag: the four characters by which MP4 and MOV name the codec; None: FFmpeg's own choice.
     """
 
     encoder: str | None = None
     quality: int | None = None
     options: dict[str, str] = field(default_factory=dict)
+    tag: str | None = None
 
     def settled(self, suffix: str, info: StreamInfo) -> Encoding:
         """With every choice made for a container and a stream."""
@@ -64,9 +63,26 @@ class Encoding:
                 options = {"crf": str(chosen)} | ({"b": "0"} if "vp9" in name else {}) | options
         elif self.quality is not None:
             raise ImageError(f"the encoder {name} has no constant quality of that kind; use --encoder-option")
-        if name == "libx265":
-            options = {"x265-params": "log-level=none"} | options
-        return Encoding(name, None, options)
+        if name == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors alone: its own lines would break the progress bar
+        tag = options.pop("tag", None)
+        if tag is None and info.tag == "hvc1" and name == "libx265" and suffix in (".mp4", ".m4v", ".mov"):
+            tag = "hvc1"  # QuickTime plays no other
+        parameters = ["log-level=none"] if name == "libx265" else []
+        if suffix == ".avi":  # where frames are counted there is no place for another order than shown
+            if name == "libx265":
+                parameters.append("bframes=0")
+            else:
+                options = {"bf": "0"} | options
+        if info.fields and name in INTERLACED:
+            options = {"flags": "+ildct+ilme"} | options
+        for option, value in (info.light.options(name) or {} if info.light else {}).items():
+            options[option] = ":".join([*parameters, value, *([options[option]] if option in options else [])])
+            parameters = []
+        if parameters:
+            own = options.get("x265-params")
+            options["x265-params"] = ":".join([*parameters, *([own] if own else [])])
+        return Encoding(name, None, options, tag)
 
 
 class Encoder:
@@ -74,21 +90,23 @@ class Encoder:
 
     def __init__(self, container: OutputContainer, info: StreamInfo, encoding: Encoding, pixels: str) -> None:
         assert encoding.encoder is not None
-        stream: Any = container.add_stream(encoding.encoder, rate=info.rate or None, options=dict(encoding.options))
+        try:
+            stream: Any = container.add_stream(encoding.encoder, rate=info.rate or None, options=dict(encoding.options))
+        except ValueError as error:  # PyAV's words
+            raise ImageError(f"the encoder {encoding.encoder} does not fit: {error}") from error
         stream.width, stream.height, stream.pix_fmt = info.width, info.height, pixels
         context = stream.codec_context
         context.time_base = stream.time_base = info.time_base
-        tags = info.tags
         converted = info.format.kind == "rgb" and FORMATS.get(pixels, info.format).kind == "yuv"
-        context.colorspace = 1 if converted else tags.matrix
-        context.color_range = 1 if converted else _RANGES[tags.range]
-        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+        tags = replace(info.tags, matrix=1, range="limited") if converted else info.tags
+        tell_colours(context, tags)
         if info.aspect is not None:
             stream.sample_aspect_ratio = info.aspect
         if tags.siting is not None and info.format.kind == "yuv":
             stream.codec_context.options = {**context.options, "chroma_sample_location": tags.siting}
         self.stream: VideoStream = stream
         self._container, self._info, self._pixels, self._converted = container, info, pixels, converted
+        self._frames = 0
 
     def write(self, frame: av.VideoFrame, pts: int | None, duration: int | None) -> None:
         """Encode a frame, with its time stamp and duration in the stream's time base."""
@@ -98,12 +116,29 @@ class Encoder:
         frame.pts, frame.time_base = pts, self._info.time_base
         frame.duration = duration or 0
         frame.pict_type = 0  # the encoder's own choice, not what the frame was before
-        self._container.mux(self.stream.encode(frame))
+        self._frames += 1
+        self._mux(self.stream.encode(frame))
+
+    def flush(self) -> None:
+        """Write what the encoder still holds."""
+        self._mux(self.stream.encode(None))
 
     def finish(self) -> None:
         """Write what the encoder still holds, and close the container."""
-        self._container.mux(self.stream.encode(None))
+        self.flush()
         self._container.close()
+
+    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
+        for packet in packets:
+            if self._frames == 1:  # x265 gives a single frame any decoding time
+                packet.dts = packet.pts
+            self._container.mux(packet)
+
+
+def tell_colours(context: Any, tags: Tags) -> None:
+    """Tell PyAV's codec context what the codes mean."""
+    context.colorspace, context.color_range = tags.matrix, _RANGES[tags.range]
+    context.color_primaries, context.color_trc = tags.primaries, tags.transfer
 
 
 def encoder_pixels(info: StreamInfo, encoding: Encoding, note: Callable[[str], None]) -> str:
@@ -120,14 +155,19 @@ def encoder_pixels(info: StreamInfo, encoding: Encoding, note: Callable[[str], N
     for name in [own, info.format.name, *(FOR_RGB if info.format.kind == "rgb" else STAND_INS.get(own, []))]:
         if not taken or name in taken:
             if info.format.kind == "rgb" and FORMATS[name].kind != "rgb":
-                note(f"{encoding.encoder} takes no RGB: frames become {name}, bt709, limited range")
+                alpha = ", without their alpha channel" if info.format.name in ("rgba", "bgra") else ""
+                note(f"{encoding.encoder} takes no RGB: frames become {name}, bt709, limited range{alpha}")
             return name
     raise ImageError(f"the encoder {encoding.encoder} does not take {own} (it takes {', '.join(taken)})")
 
 
-def blank_frame(info: StreamInfo) -> VideoFrame:
-    """A frame in PyAV's memory, to be filled."""
+def blank_frame(info: StreamInfo, like: VideoFrame | None = None) -> VideoFrame:
+    """A frame in PyAV's memory, to be filled: ``like`` itself if it lies there, for what else is in it."""
     av = pyav()
+    if like is not None and isinstance(like.owner, av.VideoFrame):
+        like.owner.make_writable()  # a copy, where the decoder still looks at it
+        like.planes = planes_of(like.owner)
+        return like
     frame = av.VideoFrame(info.width, info.height, info.format.name)
     return VideoFrame(planes_of(frame), owner=frame)
 

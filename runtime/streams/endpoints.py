@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ class Wishes:
         output_format: of standard output; None: as the input where that is a pipe, else YUV4MPEG2 if it can.
         encoder, quality, encoder_options: of a file; see :class:`echoir.runtime.streams.encoding.Encoding`.
         source_options: FFmpeg's, for opening a source.
+        deinterlace: make whole frames of interlaced ones.
         video_only: copy no audio and no subtitles.
         overwrite: replace a file that is there, and start anew where a run was interrupted.
         timeout: seconds without a frame after which a live source counts as lost.
@@ -49,6 +50,7 @@ class Wishes:
     quality: int | None = None
     encoder_options: dict[str, str] = field(default_factory=dict)
     source_options: dict[str, str] = field(default_factory=dict)
+    deinterlace: bool = False
     video_only: bool = False
     overwrite: bool = False
     timeout: float = 10.0
@@ -56,8 +58,8 @@ class Wishes:
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether a name is a GStreamer pipeline: it links elements, or says so."""
-    return name.startswith("gst:") or " ! " in name
+    """Whether a name is a GStreamer pipeline: it says so, or links elements and is no file that is there."""
+    return name.startswith("gst:") or (" ! " in name and not os.path.exists(name))
 
 
 def is_file(name: str) -> bool:
@@ -83,7 +85,9 @@ def open_source(name: str, wishes: Wishes, note: Note) -> Source:
             return PipelineSource(name.removeprefix("gst:"), timeout=wishes.timeout)
         from echoir.runtime.streams.video import open_video
 
-        return open_video(name, note=note, timeout=wishes.timeout, options=wishes.source_options)
+        return open_video(
+            name, note=note, timeout=wishes.timeout, options=wishes.source_options, deinterlace=wishes.deinterlace
+        )
 
     source = opened()
     return ReturningSource(source, opened, wishes.retries, note) if source.live else source
@@ -104,8 +108,17 @@ def open_sink(
     info = source.info
     if name == "null":
         return NullSink(info)
+    header = _pipe_header(source, wishes) if name == "-" else None
+    if (name == "-" or is_pipeline(name)) and not isinstance(source, PipeSource):
+        from echoir.runtime.streams.companions import left_behind
+        from echoir.runtime.streams.containers import left_out
+
+        words = left_out(info, None, None, "caps" if name != "-" else "y4m" if header else "raw")
+        words += left_behind(source_name) if is_file(source_name) and not wishes.video_only else []
+        if words:
+            note(f"left out of what goes into the pipe: {', '.join(words)}")
     if name == "-":
-        return PipeSink(info, _pipe_header(source, wishes))
+        return PipeSink(info, header, note)
     if is_pipeline(name):
         from echoir.runtime.streams.gstreamer import PipelineSink
 
@@ -123,6 +136,11 @@ def open_sink(
     if target.exists() and not wishes.overwrite and not (resumable and partial_folder(target).exists()):
         raise ImageError(f"{name} exists already; say --overwrite to replace it")
     if not is_file(source_name):
+        if info.fields and (
+            isinstance(source, PipeSource) or is_pipeline(source_name)
+        ):  # PyAV cannot mark frames that it has not decoded
+            note(f"left out of {name}: that it is interlaced")
+            info = replace(info, fields=None)
         return VideoFile(name, info, encoding, note)
     return CopiedVideoFile(
         name,
@@ -167,8 +185,8 @@ class ReturningSource:
                         if resumed and last is not None:  # go on from the last stamp by the time that has passed
                             shift = last + max(1, round((now - seen) / self.info.time_base)) - frame.pts
                         # Stamps by arrival, as of a network without a jitter buffer, may stand still.
-                        frame.pts = frame.pts + shift if last is None else max(frame.pts + shift, last + 1)
-                        last = frame.pts
+                        last = frame.pts + shift if last is None else max(frame.pts + shift, last + 1)
+                        frame = replace(frame, pts=last)  # the source may still look at its own
                     resumed, seen = False, now
                     yield frame
                 cause = "the source has ended"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -97,7 +97,15 @@ def describe(caps: Any) -> StreamInfo:
         rate=Fraction(info.fps_n, info.fps_d) if info.fps_n > 0 and info.fps_d > 0 else None,
         time_base=Fraction(1, 10**9),
         aspect=Fraction(info.par_n, info.par_d) if info.par_n > 0 and info.par_d > 0 else None,
+        fields=_fields(structure),
     )
+
+
+def _fields(structure: Any) -> Literal["top", "bottom"] | None:
+    """The field that is shown first, of frames that hold two; ``mixed`` frames are marked one by one."""
+    if structure.get_string("interlace-mode") not in ("interleaved", "mixed"):
+        return None
+    return "bottom" if structure.get_string("field-order") == "bottom-field-first" else "top"
 
 
 def _tags(colorimetry: str | None, site: str | None) -> Tags:
@@ -128,6 +136,8 @@ def caps_of(info: StreamInfo) -> Any:
     text = f"video/x-raw,format={name},width={info.width},height={info.height}"
     text += f",framerate={rate.numerator}/{rate.denominator}"
     text += f",pixel-aspect-ratio={aspect.numerator}/{aspect.denominator}"
+    if info.fields is not None:
+        text += f",interlace-mode=interleaved,field-order={info.fields}-field-first"
     tags = info.tags
     if info.format.kind == "yuv" and tags.matrix != UNSPECIFIED and tags.range is not None:
         colours = video.VideoColorimetry()
@@ -264,8 +274,13 @@ class PipelineSource:
                 meta = video.buffer_get_video_meta(buffer)
                 for target, plane in zip(frame.planes, planes_in(data, self.info.format, meta or layout), strict=True):
                     np.copyto(target, plane)
+            mixed = caps.get_structure(0).get_string("interlace-mode") == "mixed"
+            marked = not mixed or int(buffer.mini_object.flags) & int(video.VideoBufferFlags.INTERLACED)
+            frame.interlaced = self.info.fields is not None and bool(marked)
             none = module.CLOCK_TIME_NONE
-            frame.pts = None if buffer.pts == none else buffer.pts
+            # Stamps begin anew in every segment (concat, loops, seeks); the running time goes on.
+            time = none if buffer.pts == none else sample.get_segment().to_running_time(module.Format.TIME, buffer.pts)
+            frame.pts = None if time == none else time
             frame.duration = None if buffer.duration == none else buffer.duration
             yield frame
             sample = self._pull()
@@ -313,7 +328,7 @@ class PipelineSink:
             self._pipeline.close()
             raise ImageError(f"the pipeline does not start: {complaint}")
 
-    def blank(self) -> VideoFrame:
+    def blank(self, like: VideoFrame) -> VideoFrame:
         """A frame to be filled and written."""
         return self._pool.take()
 

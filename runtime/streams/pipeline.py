@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -142,6 +142,8 @@ class Stream(Generic[T]):
     ) -> None:
         if deadline is not None and deadline <= 0:
             raise ValueError(f"a deadline is more than 0 seconds, got {deadline}")
+        if policy not in get_args(Policy):
+            raise ValueError(f"a policy is one of {', '.join(get_args(Policy))}, got {policy!r}")
         self.counters = Counters()
         self._frames, self._restore = frames, restore
         self._deadline, self._policy, self._clock, self._discard = deadline, policy, clock, discard

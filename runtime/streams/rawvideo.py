@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -56,7 +56,7 @@ class PipeSource:
             frame = self._pool.take()
             if not self._fill(frame, index):
                 return
-            frame.pts, frame.duration = index, 1
+            frame.pts, frame.duration, frame.interlaced = index, 1, self.info.fields is not None
             index += 1
             yield frame
 
@@ -142,6 +142,7 @@ def _parse(words: list[bytes]) -> StreamInfo:
         rate=rate,
         time_base=1 / rate,
         aspect=None if aspect.startswith("0:") else Fraction(aspect.replace(":", "/")),
+        fields={"t": "top", "b": "bottom"}.get(values.get("I", "p")),  # type: ignore[arg-type]
     )
 
 
@@ -157,7 +158,8 @@ def y4m_header(info: StreamInfo) -> bytes:
     if space is None:
         raise ImageError(f"YUV4MPEG2 cannot hold {info.format.name}; write raw frames with --output-format raw")
     rate, aspect = info.rate or Fraction(25), info.aspect or Fraction(0)
-    words = [f"W{info.width} H{info.height} F{rate.numerator}:{rate.denominator} Ip"]
+    order = {None: "p", "top": "t", "bottom": "b"}[info.fields]
+    words = [f"W{info.width} H{info.height} F{rate.numerator}:{rate.denominator} I{order}"]
     words.append(f"A{aspect.numerator}:{aspect.denominator if aspect else 0} C{space}")
     said = info.tags.range or ("full" if "yuvj" in info.format.name else None)
     if said is not None:
@@ -171,17 +173,27 @@ class PipeSink:
     Args:
         info: of the stream.
         header: of YUV4MPEG2; None writes raw frames.
+        note: told once when frames do not come at the constant rate that a pipe stands for.
     """
 
-    def __init__(self, info: StreamInfo, header: bytes | None, descriptor: int = 1) -> None:
+    def __init__(
+        self,
+        info: StreamInfo,
+        header: bytes | None,
+        note: Callable[[str], None] = lambda message: None,
+        descriptor: int = 1,
+    ) -> None:
         self._file = _open(descriptor, "wb")
         self._pool = Pool(replace(info))
         self._frame_header = b"" if header is None else b"FRAME\n"
-        self._info, self._written = info, 0
+        self._info, self._note, self._written = info, note, 0
+        self._first: int | None = None
+        self._told = False
+        self._tail = Fraction(0)  # how much longer than others the last frame is shown
         if header is not None:
             self._write(memoryview(header + b"\n"))
 
-    def blank(self) -> VideoFrame:
+    def blank(self, like: VideoFrame) -> VideoFrame:
         """A frame to be filled and written."""
         return self._pool.take()
 
@@ -191,6 +203,7 @@ class PipeSink:
         Raises:
             ImageError: the pipe is closed at its other end, or the disk is full.
         """
+        self._check_time(frame)
         self._write(memoryview(self._frame_header))
         for plane, shape in zip(
             frame.planes, self._info.format.shapes(self._info.height, self._info.width), strict=True
@@ -198,6 +211,21 @@ class PipeSink:
             self._write(np.ascontiguousarray(plane[:, : shape[1]]).data.cast("B"))
         self._written += 1
         self._pool.give_back(frame)
+
+    def _check_time(self, frame: VideoFrame) -> None:
+        info = self._info
+        if info.rate is None or frame.pts is None:
+            return
+        if self._first is None:
+            self._first = frame.pts
+        off = (frame.pts - self._first) * info.time_base - self._written / info.rate
+        self._tail = (frame.duration or 0) * info.time_base - 1 / info.rate
+        if not self._told and abs(off) > 1 / info.rate / 10 + info.time_base:
+            self._told = True
+            self._note(
+                f"the times of frames are lost in the pipe: frame {self._written} comes {float(off):+.3f} s off "
+                f"a constant {float(info.rate):.6g} frames/s"
+            )
 
     def _write(self, view: memoryview) -> None:
         try:
@@ -211,7 +239,9 @@ class PipeSink:
             ) from error
 
     def finish(self, complete: bool) -> None:
-        """Nothing is left to do."""
+        """Say what the end of a pipe does not."""
+        if self._tail > self._info.time_base:
+            self._note(f"a pipe does not say how long the last frame is shown: {float(self._tail):.3f} s are lost")
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -224,7 +254,7 @@ class NullSink:
     def __init__(self, info: StreamInfo) -> None:
         self._pool = Pool(info)
 
-    def blank(self) -> VideoFrame:
+    def blank(self, like: VideoFrame) -> VideoFrame:
         """A frame to be filled and written."""
         return self._pool.take()
 

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from echoir.runtime.errors import ImageError
 from echoir.runtime.restorer import Restorer
+from echoir.runtime.streams.carried import Light
 from echoir.runtime.streams.pixels import Colour, Converter, Format, Matrix, Range, Siting
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,6 +53,10 @@ class StreamInfo:
         display: the nine numbers of the display matrix of a stream that is shown turned or mirrored, else None.
         siting_norm: where chroma is sited unless the stream says otherwise, and who says so.
         frames: how many the container announces; None when unknown.
+        fields: which of two interlaced fields is shown first; None: frames are whole, or the stream does not say.
+        light: what HDR was graded on.
+        tag: the four characters by which MP4 and MOV name the codec.
+        alpha: it has an alpha plane beside the planes of its format.
     """
 
     width: int
@@ -64,11 +69,19 @@ class StreamInfo:
     display: tuple[int, ...] | None = None
     siting_norm: tuple[Siting, str] = ("left", "the norm of MPEG-2 and after")
     frames: int | None = None
+    fields: Literal["top", "bottom"] | None = None
+    light: Light | None = None
+    tag: str | None = None
+    alpha: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.width} x {self.height} {self.format.name}"]
         if self.rate:
             parts.append(f"{float(self.rate):.6g} frames/s")
+        if self.fields is not None:
+            parts.append(f"interlaced, {self.fields} field first")
+        if self.light is not None:
+            parts.append("HDR")
         if self.display is not None:
             parts.append("shown turned or mirrored")
         if self.aspect and self.aspect != 1:
@@ -85,12 +98,14 @@ class VideoFrame:
         pts: time stamp in the stream's time base; None when it has none.
         duration: in the same unit; None when unknown.
         owner: what the planes lie in.
+        interlaced: odd and even rows are two fields, of two moments.
     """
 
     planes: list[Array]
     pts: int | None = None
     duration: int | None = None
     owner: Any = None
+    interlaced: bool = False
 
 
 class Source(Protocol):
@@ -112,8 +127,8 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where frames go."""
 
-    def blank(self) -> VideoFrame:
-        """A frame to be filled and written."""
+    def blank(self, like: VideoFrame) -> VideoFrame:
+        """A frame to be filled and written, with what ``like`` carries besides pixels; it may be ``like`` itself."""
 
     def write(self, frame: VideoFrame) -> None:
         """Take a frame: one from :meth:`blank`, or one of the source's; raises ImageError."""
@@ -184,22 +199,39 @@ def resolve_colour(
 
 
 class FrameRestorer:
-    """A frame in, a restored frame out; for one stream and one thread."""
+    """A frame in, a restored frame out; for one stream and one thread.
+
+    The two fields of an interlaced frame are pictures of two moments, and each is restored by itself.
+    """
 
     def __init__(self, restorer: Restorer, info: StreamInfo, colour: Colour, source: Source, sink: Sink) -> None:
-        eight_bit = restorer.manifest.input.dtype == "uint8"
-        self._converter = Converter(info.format, info.height, info.width, colour, eight_bit=eight_bit)
+        self._eight_bit = restorer.manifest.input.dtype == "uint8"
         self._restorer, self._source, self._sink = restorer, source, sink
-        self._restored: Array | None = None
+        self._info, self._colour = info, colour
+        self._converters: dict[int, Converter] = {}  # by height: of frames, and of fields
+        self._restored: dict[int, Array] = {}
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
         """Restore into a frame of the sink's, and give the source its own back."""
-        image = self._converter.image(frame.planes)
-        if self._restored is None:
-            self._restored = np.empty_like(image, order="C", subok=False)
-        self._restorer(image, out=self._restored)
-        out = self._sink.blank()
-        self._converter.restore(self._restored, frame.planes, out.planes)
+        height, out = self._info.height, self._sink.blank(frame)
+        whole = height % 4 if self._info.format.shared[1] else height % 2  # rows that fields do not share evenly
+        if frame.interlaced and not whole:
+            for field in (slice(0, None, 2), slice(1, None, 2)):
+                self._restore(height // 2, [p[field] for p in frame.planes], [p[field] for p in out.planes])
+        else:
+            self._restore(height, frame.planes, out.planes)
         out.pts, out.duration = frame.pts, frame.duration
-        self._source.give_back(frame)
+        if out is not frame:
+            self._source.give_back(frame)
         return out
+
+    def _restore(self, height: int, planes: list[Array], out: list[Array]) -> None:
+        converter = self._converters.get(height)
+        if converter is None:
+            converter = Converter(self._info.format, height, self._info.width, self._colour, eight_bit=self._eight_bit)
+            self._converters[height] = converter
+        image = converter.image(planes)
+        if height not in self._restored:
+            self._restored[height] = np.empty_like(image, order="C", subok=False)
+        self._restorer(image, out=self._restored[height])
+        converter.restore(self._restored[height], planes, out)

@@ -112,6 +112,8 @@ class EchoirRestore(GstBase.BaseTransform):
             info = describe(caps)
             chosen = {name: self._settings[name] or None for name in ("matrix", "range")}
             colour, assumed = resolve_colour(info, **chosen)
+            if info.fields is not None:
+                assumed.append("frames are interlaced and restored as whole pictures: put deinterlace before")
             for note in assumed:
                 text = (
                     note.replace("(--matrix)", "(matrix=)").replace("(--range)", "(range=)").replace(" (--siting)", "")
@@ -131,7 +133,7 @@ class EchoirRestore(GstBase.BaseTransform):
                 self._counts["passed"] += 1
                 return Gst.FlowReturn.OK
             self._counts["dropped"] += 1
-            return GstBase.BASE_TRANSFORM_FLOW_DROPPED
+            return Gst.FlowReturn.CUSTOM_SUCCESS  # GST_BASE_TRANSFORM_FLOW_DROPPED, which typelibs do not name
         try:
             self._restore(buffer)
         except Exception as error:
