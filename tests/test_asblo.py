@@ -18,6 +18,10 @@ def parameter(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
 
 
+def sgd(rate: float) -> MakeOptimizer:
+    return lambda parameters: torch.optim.SGD(parameters, lr=rate)
+
+
 # min over x in [-100, 100] of (x - y2)^2 / 2 + (y1 - 1)^2 / 2, y in argmin y1^2 / 2 - x y1:
 # y2 is free in the lower level, so its argmin is a line. The solution is x = 1, y = (1, 1).
 def known_upper(beta: Sequence[Tensor], omega: Sequence[Tensor]) -> Tensor:
@@ -125,21 +129,15 @@ def convex_lower(beta: Sequence[Tensor], omega: Sequence[Tensor]) -> Tensor:
     return 0.5 * (omega[0] - MIX @ beta[0]).square().sum() + 0.1 * omega[0].pow(4).sum()
 
 
-MU, THETA, SIGMA = 0.05, 0.02, 1.0
+MU, THETA, SIGMA = 0.05, 0.02, 0.1
 
 
 def converged(values: list[float]) -> ASBLO:
     """Run z and omega to their minimisers at a fixed beta."""
 
-    def still(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.0)
-
-    def descent(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.05)
-
     constant = {"mu": Decay(MU, 1.0), "theta": Decay(THETA, 1.0), "sigma": Decay(SIGMA, 1.0)}
-    solver = ASBLO([parameter(*values)], [parameter(0.3, 0.3, 0.3)], still, descent, descent, **constant)
-    for _ in range(800):
+    solver = ASBLO([parameter(*values)], [parameter(0.3, 0.3, 0.3)], sgd(0.0), sgd(0.01), sgd(0.05), **constant)
+    for _ in range(1200):
         solver.step(convex_upper, convex_lower)
     return solver
 
@@ -166,10 +164,6 @@ def test_the_beta_step_follows_the_gradient_of_phi() -> None:
         shifted = [[v + sign * step * (i == index) for i, v in enumerate(values)] for sign in (1, -1)]
         expected.append((phi(shifted[0]) - phi(shifted[1])) / (2 * step))
     assert (moved / rate).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
-
-
-def sgd(rate: float) -> MakeOptimizer:
-    return lambda parameters: torch.optim.SGD(parameters, lr=rate)
 
 
 CONSTANT = {"mu": Decay(0.01, 1.0), "theta": Decay(1e-3, 1.0), "sigma": Decay(1e-3, 1.0)}
