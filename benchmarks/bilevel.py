@@ -57,7 +57,7 @@ def degenerate() -> list[Problem]:
     starts += [[-8.0, -8.0, 8.0], [50.0, 0.0, 0.0], [0.0, 3.0, 1.0]]
 
     def error(x: Tensor, y: Tensor) -> float:
-        return float((torch.cat([x, y]) - 1).abs().max())
+        return float((torch.cat([x, y]).detach() - 1).abs().max())
 
     return [
         Problem(

@@ -39,7 +39,8 @@ class Solution:
         zeta, slack, slope: the constraint, its room, and the lower level's weight dP/dzeta.
         mu: the last weight that was reached.
         evaluations: of F or f, with gradients.
-        stuck: what kept the solver from the end, in words; empty if it got there.
+        stuck: what kept the solver from a minimum at ``last_mu``, in words; empty if nothing did. The answer may
+            be good all the same: then it is that of the weight before.
     """
 
     upper: float
@@ -122,7 +123,8 @@ def solve(
         stuck = ""
         if found.promise > weights.sigma:  # less than that is the barrier's own error
             reason = "beta still moves" if found.iterations == OUTER_STEPS else "no step of beta lowers phi"
-            stuck = f"at mu = {mu:.0e} {reason} after {found.iterations} steps; {problem.trouble or 'start from here'}"
+            trouble = problem.trouble or "its gradient is not exact"
+            stuck = f"at mu = {mu:.0e} {reason} after {found.iterations} steps; {trouble}"
         if mu * fall < last_mu * (1 - 1e-9):
             return problem.solution(mu, weights, stuck)
         mu *= fall
@@ -176,15 +178,12 @@ class _ValueFunction:
 
     def solution(self, mu: float, weights: _Weights, stuck: str) -> Solution:
         with torch.no_grad():
-            values = [
-                float(objective(self.beta, point))
-                for objective in (self.upper, self.lower)
-                for point in (self.omega, self.z)
-            ]
+            upper, upper_at_z = (float(self.upper(self.beta, point)) for point in (self.omega, self.z))
+            lower, lower_at_z = (float(self.lower(self.beta, point)) for point in (self.omega, self.z))
         room = slack(mu, self.z)
-        zeta = values[2] - values[3] - room
+        zeta = lower - lower_at_z - room
         slope = barrier_slope(zeta, weights.sigma, self.kappa)
-        return Solution(*values, zeta, room, slope, mu, self.evaluations, stuck)
+        return Solution(upper, upper_at_z, lower, lower_at_z, zeta, room, slope, mu, self.evaluations, stuck)
 
     def _minimise(self, function: Callable[[Tensor], tuple[float, Tensor]], start: Tensor, tolerance: float) -> Minimum:
         return minimise(function, start, tolerance, iterations=INNER_STEPS)
