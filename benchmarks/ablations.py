@@ -30,7 +30,7 @@ TABLES = {
     "strategy": {
         "single-level, equal steps": ("single-level", 1.0, {}),
         "single-level, equal passes": ("single-level", PASSES, {}),
-        "as-blo": ("as-blo", 1.0, {}),
+        "as-blo": ("as-blo", 1.0, {"lower_batch": 1.0}),
         "as-blo, a quarter below, equal passes": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25}),
     },
     "upsampler": {

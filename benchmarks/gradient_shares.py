@@ -21,7 +21,7 @@ from torch import Tensor
 from echoir.asblo import ASBLO, Objective, _Evaluation
 from echoir.checkpoint import load_checkpoint
 from echoir.data import list_pictures
-from echoir.recipe import Recipe, Stage
+from echoir.recipe import BiLevel, Recipe, Stage
 from echoir.strategy import ASBLOStrategy
 from echoir.train import Trainer
 
@@ -60,6 +60,7 @@ def main() -> None:
         learning_rate=arguments.learning_rate,
         warmup=4,
         strategy="as-blo",
+        bilevel=BiLevel(lower_batch=1.0),
         holdout=1,
     )
     start = load_checkpoint(arguments.start).network if arguments.start else None

@@ -65,7 +65,7 @@ class BiLevel:
     beta_rate: float = 1.0
     omega_rate: float = 1.0
     z_rate: float = 1.0
-    lower_batch: float = 1.0
+    lower_batch: float = 0.25
     look: int = 20
 
     def __post_init__(self) -> None:

@@ -27,6 +27,8 @@ checkpoint_every = 1000
 steps = {steps}
 patch = 16
 batch = {batch}
+[bilevel]
+lower_batch = 0.5
 """
 STEPS = 3
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
