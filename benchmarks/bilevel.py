@@ -100,7 +100,7 @@ def ridge() -> list[Problem]:
             torch.zeros(30, dtype=torch.float64),
             0.02,
             "error of log λ",
-            lambda b, w: abs(float(b) - best),
+            lambda b, w: abs(float(b.detach()) - best),
         )
         for start in (-4.0, 0.0, 4.0)
     ]
