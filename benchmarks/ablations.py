@@ -3,8 +3,9 @@
     python benchmarks/ablations.py --data DIR [--table strategy|upsampler] [--seeds 3] [--steps 400] -o runs/ablations
 
 Every arm trains ``tiny`` for blind Gaussian denoising on the same crops from the same weights, seed by seed.
-A step of AS-BLO costs three forward-backward passes and one forward pass, counted as 10/3: ``single-level, equal
-passes`` takes that many more steps. PSNR is that of held-out pictures at sigma 25, averaged weights, in dB.
+A step of AS-BLO costs three forward-backward passes and one forward pass, counted as 10/3: the arms of equal passes
+take that many more steps, or as many more as their own step is cheaper. PSNR is that of held-out pictures at
+sigma 25, averaged weights, in dB.
 Arms that are finished are not run again, so the command can be repeated with more seeds.
 """
 
@@ -13,21 +14,24 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
 from echoir.data import list_pictures
 from echoir.journal import read_csv
-from echoir.recipe import Recipe, Stage
+from echoir.recipe import BiLevel, Recipe, Stage
 from echoir.train import Trainer
 
 PASSES = 10 / 3  # of an AS-BLO step, in forward-backward passes
-# name -> (strategy, share of the steps, switches of the network)
+QUARTER = 1 + 7 / 3 / 4  # the same where the lower level sees a quarter of the batch
+# name -> (strategy, share of the steps, switches of the network, or of AS-BLO)
 TABLES = {
     "strategy": {
         "single-level, equal steps": ("single-level", 1.0, {}),
         "single-level, equal passes": ("single-level", PASSES, {}),
-        "as-blo": ("as-blo", 1.0, {}),
+        "as-blo": ("as-blo", 1.0, {"lower_batch": 1.0}),
+        "as-blo, a quarter below, equal passes": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25}),
     },
     "upsampler": {
         "echo, guided by the encoder": ("single-level", 1.0, {}),
@@ -38,10 +42,10 @@ TABLES = {
 }
 
 
-def train(arguments: argparse.Namespace, strategy: str, share: float, network: dict[str, str], seed: int) -> float:
+def train(arguments: argparse.Namespace, strategy: str, share: float, switches: dict[str, Any], seed: int) -> float:
     """PSNR at sigma 25 of one run, or of the same run found in the folder."""
     steps = round(arguments.steps * share)
-    name = "-".join([strategy, str(steps), *network.values(), str(seed)])
+    name = "-".join([strategy, str(steps), *map(str, switches.values()), str(seed)])
     folder = arguments.output / name
     if not (folder / "denoise.safetensors").exists():
         recipe = Recipe(
@@ -56,7 +60,8 @@ def train(arguments: argparse.Namespace, strategy: str, share: float, network: d
             checkpoint_every=50,
             autocast=True,
             strategy=strategy,
-            network=network,
+            network=switches if strategy == "single-level" else {},
+            bilevel=BiLevel(**switches) if strategy == "as-blo" else BiLevel(),
         )
         trainer = Trainer("denoise", recipe, list_pictures(arguments.data), folder)
         trainer.resume()
@@ -92,7 +97,7 @@ def main() -> None:
         # Seeds differ in their held-out pictures: what counts is the difference on the same ones.
         first = results[table, next(iter(tables[table]))]
         difference = [value - other for value, other in zip(values, first, strict=True)]
-        print(f"{table:>10} | {arm:<28} | {spread(values)} dB | {spread(difference, '+')} dB to the first")
+        print(f"{table:>10} | {arm:<37} | {spread(values)} dB | {spread(difference, '+')} dB to the first")
 
 
 def spread(values: list[float], sign: str = "") -> str:

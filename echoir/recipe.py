@@ -42,10 +42,16 @@ class BiLevel:
 
     Attributes:
         lossless: weight of the losslessness of upsampling in the lower level.
-        mu, theta, sigma: where the three sequences start. The slack of the constraint is about
-            mu/2 times the squared norm of the upsamplers' weights.
+        mu, theta, sigma: where the three sequences start. The slack of the constraint is
+            mu/2 (1 + |z|^2), z being as large as the upsamplers' weights.
         fall: by what factor each sequence falls, geometrically, over the whole run.
         validation: share of the training images that make up the upper level's set.
+        kappa: where the barrier's branches meet, in (0, 1].
+        z_steps, omega_steps: descent steps a step (T_z, T_omega).
+        beta_rate, omega_rate, z_rate: of each level, as a factor of the learning rate.
+        lower_batch: share of a batch's crops that the lower level sees, in (0, 1]. It is evaluated twice a step
+            and only tells omega what to keep to, so a step on few crops costs little more than a single-level one.
+        look: steps between evaluations of the upper level at z, for the log; 0 for never.
     """
 
     lossless: float = 0.1
@@ -54,6 +60,30 @@ class BiLevel:
     sigma: float = 1e-3
     fall: float = 0.1
     validation: float = 0.5
+    kappa: float = 1.0
+    z_steps: int = 1
+    omega_steps: int = 1
+    beta_rate: float = 1.0
+    omega_rate: float = 1.0
+    z_rate: float = 1.0
+    lower_batch: float = 0.25
+    look: int = 20
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[bool, str]] = {
+            "lossless": (self.lossless >= 0, "a number from 0 on"),
+            **{name: (getattr(self, name) > 0, "a positive number") for name in ("mu", "theta", "sigma")},
+            "fall": (0 < self.fall <= 1, "a number in (0, 1]"),
+            "validation": (0 < self.validation < 1, "a number in (0, 1)"),
+            "kappa": (0 < self.kappa <= 1, "a number in (0, 1]"),
+            **{name: (getattr(self, name) >= 1, "a whole number from 1 on") for name in ("z_steps", "omega_steps")},
+            **{name: (getattr(self, name) > 0, "a positive number") for name in ("beta_rate", "omega_rate", "z_rate")},
+            "lower_batch": (0 < self.lower_batch <= 1, "a number in (0, 1]"),
+            "look": (self.look >= 0, "a whole number from 0 on"),
+        }
+        for name, (holds, needed) in ranges.items():
+            if not holds:
+                raise click.BadParameter(f"bilevel.{name} must be {needed}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from echoir.runtime.errors import EchoIRError
 
 UPSAMPLERS = ("up1.", "up2.", "up3.")
 SMALLEST_ERROR = 1e-5  # of a crop's mean square: 50 dB
+WARN_EVERY = 100
+"""Steps between notes of a solver that is stuck; the log has it in every row."""
 
 
 class DivergedError(EchoIRError):
@@ -119,15 +121,15 @@ class ASBLOStrategy:
     """The paper's training: beta is the restoration network, omega its Echo-Upsamplers (Eq. 7-16).
 
     Upper level F: mean absolute error on the second batch. Lower level f: the same on the first
-    batch, plus the losslessness of upsampling. A step costs three forward-backward passes and one
-    forward pass more. Gradients are not clipped: the barrier's must keep their size.
+    batch, plus the losslessness of upsampling. A step costs one forward-backward pass of a whole batch, and two
+    and a forward pass of the lower level's share of one.
     """
 
     sets, parts = 2, 1
-    notes: list[str] = []  # noqa: RUF012 - never changed
 
     def __init__(self, network: EchoIR, recipe: Recipe, world: World) -> None:
-        self.network, self.recipe = network, recipe
+        self.network, self.recipe, self.world = network, recipe, world
+        self.notes: list[str] = []
         named = dict(network.named_parameters())
         self.omega_names = [name for name in named if name.startswith(UPSAMPLERS)]
         self.beta_names = [name for name in named if not name.startswith(UPSAMPLERS)]
@@ -144,6 +146,11 @@ class ASBLOStrategy:
             mu=Decay(settings.mu, decay),
             theta=Decay(settings.theta, decay),
             sigma=Decay(settings.sigma, decay),
+            kappa=settings.kappa,
+            z_steps=settings.z_steps,
+            omega_steps=settings.omega_steps,
+            clip=recipe.clip,
+            look=settings.look,
             average=world.average,
         )
         self.optimizers: dict[str, Optimizer] = {
@@ -156,25 +163,32 @@ class ASBLOStrategy:
 
     def step(self, batches: Sequence[Batch], rate: float) -> dict[str, float]:
         training, validation = batches
-        for optimizer in self.optimizers.values():
-            _set_rate(optimizer, rate)
+        settings = self.recipe.bilevel
+        for level, optimizer in self.optimizers.items():
+            _set_rate(optimizer, rate * getattr(settings, f"{level}_rate"))
+        few = max(1, round(settings.lower_batch * len(training[0])))
         try:
             seen = self.solver.step(
                 partial(self._objective, validation, 0.0),
-                partial(self._objective, training, self.recipe.bilevel.lossless),
+                partial(self._objective, (training[0][:few], training[1][:few]), settings.lossless),
             )
         except FloatingPointError as error:
             raise DivergedError(str(error)) from None
         if not math.isfinite(seen.upper):
             raise DivergedError(f"the upper level's loss is {seen.upper}")
+        if seen.stuck and self.solver.k % WARN_EVERY == 0 and not self.world.rank:
+            self.notes.append(f"AS-BLO, step {self.solver.k}: {seen.stuck}")
         return {
             "loss": seen.upper,
+            "upper_at_z": seen.upper_at_z,
             "lower": seen.lower,
+            "lower_at_z": seen.lower_at_z,
             "zeta": seen.zeta,
             "barrier": seen.barrier,
             "slope": seen.slope,
             "pulled_back": seen.pulled_back,
             "halved": seen.halved,
+            "stuck": bool(seen.stuck),
         }
 
     def _objective(self, batch: Batch, lossless: float, beta: Sequence[Tensor], omega: Sequence[Tensor]) -> Tensor:
@@ -185,12 +199,14 @@ class ASBLOStrategy:
         return loss
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"z.{name}": z for name, z in zip(self.omega_names, self.solver.z, strict=True)}
+        z = {f"z.{name}": z for name, z in zip(self.omega_names, self.solver.z, strict=True)}
+        return z | {"in_a_row": torch.tensor([self.solver.halved_in_a_row, self.solver.pulled_in_a_row])}
 
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         with torch.no_grad():
             for name, z in zip(self.omega_names, self.solver.z, strict=True):
                 z.copy_(tensors[f"z.{name}"])
+        self.solver.halved_in_a_row, self.solver.pulled_in_a_row = tensors["in_a_row"].tolist()
         self.solver.k = step
 
 

@@ -33,6 +33,8 @@ checkpoint_every = 1000
 steps = {steps}
 patch = 16
 batch = 2
+[bilevel]
+lower_batch = 0.5
 """
 STEPS = 3
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

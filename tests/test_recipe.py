@@ -66,3 +66,18 @@ def test_bad_recipes_are_usage_errors(tmp_path: Path, text: str, message: str) -
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(click.BadParameter, match="no recipe 'huge': give a TOML file or one of"):
         Recipe.load("huge")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "needed"),
+    [
+        ("mu", 0.0, "a positive number"),
+        ("kappa", 2.0, r"a number in \(0, 1\]"),
+        ("z_steps", 0, "a whole number from 1"),
+    ],
+)
+def test_bi_level_settings_out_of_range_are_named(field: str, value: float, needed: str) -> None:
+    with pytest.raises(click.BadParameter, match=rf"bilevel\.{field} must be {needed}.*, got {value}"):
+        Recipe.from_dict(
+            {"preset": "tiny", "stages": [{"steps": 1, "patch": 8, "batch": 1}], "bilevel": {field: value}}
+        )

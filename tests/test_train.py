@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from PIL import Image
 from running import echoir
 
 from echoir.checkpoint import load_checkpoint
+from echoir.crops import Batch
 from echoir.data import Picture, list_pictures
 from echoir.journal import read_csv
 from echoir.networks.echoir import EchoIR
-from echoir.recipe import Recipe, Stage
+from echoir.recipe import BiLevel, Recipe, Stage
 from echoir.runtime.errors import ArtifactError
-from echoir.strategy import DivergedError
+from echoir.strategy import ASBLOStrategy, DivergedError
 from echoir.train import Trainer
 
 RECIPE = Recipe(
@@ -129,6 +131,31 @@ def test_every_step_of_bi_level_training_is_inside_the_barrier(tmp_path: Path, i
     assert all(figures["zeta"] < 0 < figures["barrier"] for figures in steps)
     moved = {name for name, p in trainer.network.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(before)
+
+
+def test_each_level_has_its_rate_and_the_lower_one_its_share_of_the_batch(
+    tmp_path: Path, images: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BiLevel(beta_rate=0.5, omega_rate=2.0, z_rate=3.0, lower_batch=0.5, look=2)
+    recipe = replace(RECIPE, strategy="as-blo", stages=(Stage(2, 16, 4),), warmup=1, bilevel=settings)
+    seen: list[dict[str, float]] = []
+    sizes: list[int] = []
+    trainer = Trainer("denoise", recipe, images, tmp_path / "run", report=lambda **figures: seen.append(figures))
+    objective = ASBLOStrategy._objective
+
+    def watched(self: ASBLOStrategy, batch: Batch, lossless: float, *levels: list[torch.Tensor]) -> torch.Tensor:
+        sizes.append(len(batch[0]))
+        return objective(self, batch, lossless, *levels)
+
+    monkeypatch.setattr(ASBLOStrategy, "_objective", watched)
+    trainer.run()
+    rate = seen[1]["learning_rate"]
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.strategy.optimizers.items()}
+    assert rates == pytest.approx({"beta": rate / 2, "omega": 2 * rate, "z": 3 * rate})
+    # f at z, F at z, f and F at omega, f after its step; the second step does not look at F at z.
+    assert sizes[:5] == [2, 4, 2, 4, 2]
+    assert math.isfinite(seen[0]["upper_at_z"])
+    assert math.isnan(seen[1]["upper_at_z"])
 
 
 def test_the_two_levels_never_share_an_image(tmp_path: Path, images: list[Picture]) -> None:
