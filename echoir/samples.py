@@ -126,7 +126,7 @@ def open_samples(
     if task == "denoise":
         return noisy_samples(clean, form or "rgb", SIGMA if sigma is None else sigma, seed)
     if given:
-        raise ImageError(f"{task} has no {given[0][2:]}, which is of Gaussian noise; drop {given[0]}")
+        raise ImageError(f"{given[0][2:]} is about Gaussian noise, and {task} has none; drop {given[0]}")
     return task_samples(clean, task, seed)
 
 

@@ -14,6 +14,7 @@ from running import echoir
 
 from echoir.checkpoint import save_checkpoint
 from echoir.evaluate import evaluate, mean, restore_whole
+from echoir.forms import FORMS
 from echoir.metrics import luma, psnr
 from echoir.networks.echoir import EchoIR
 from echoir.runtime.artifact import Artifact
@@ -72,17 +73,41 @@ def test_the_command_prints_a_row_per_level_and_writes_every_picture(tmp_path: P
     arguments = ["evaluate", str(identity_network), "--data", str(folder), "--csv", str(table)]
     result = echoir(*arguments, "--sigma", "10", "--sigma", "40")
     assert result.code == 0, result.err
-    lines = [line.split() for line in result.out.splitlines()[1:]]
+    lines = [line.split()[1:] for line in result.out.splitlines()[1:]]
     assert [line[:2] for line in lines] == [["sigma", "10"], ["sigma", "40"]]
     # Gaussian noise of s codes is 20 log10(255 / s) dB; rounding adds 1/12 to the variance.
     assert float(lines[0][2]) == pytest.approx(20 * np.log10(255 / np.sqrt(100 + 1 / 12)), abs=0.3)
     assert lines[0][2] == lines[0][3]
     with table.open() as file:
         assert [row["picture"] for row in csv.DictReader(file)][:3] == [
-            "sigma 10/a.png",
-            "sigma 10/b.png",
-            "sigma 10/mean",
+            "rgb sigma 10/a.png",
+            "rgb sigma 10/b.png",
+            "rgb sigma 10/mean",
         ]
+
+
+def test_every_form_is_measured_and_clean_pictures_have_no_level(tmp_path: Path, identity_network: Path) -> None:
+    Image.fromarray(np.full((24, 24, 3), 128, np.uint8)).save(tmp_path / "a.png")
+    arguments = [
+        "evaluate",
+        str(identity_network),
+        "--data",
+        str(tmp_path),
+        "--form",
+        "all",
+        "--sigma",
+        "10",
+        "--sigma",
+        "20",
+    ]
+    result = echoir(*arguments)
+    assert result.code == 0, result.err
+    labels = [line[:20].split() for line in result.out.splitlines()[1:]]
+    assert {label[0] for label in labels} == set(FORMS)
+    assert [label for label in labels if label[0] == "clean"] == [["clean"]]
+    assert len(labels) == 2 * (len(FORMS) - 1) + 1
+    result = echoir(*arguments[:4], "--form", "round")
+    assert (result.code, "no form 'round': there are rgb, " in result.err) == (2, True)
 
 
 @pytest.mark.parametrize("fixture", ["identity", "identity_uint8"])

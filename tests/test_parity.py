@@ -310,10 +310,12 @@ def test_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def test_clean_pictures_are_degraded_as_the_task_is_trained(pictures: Path) -> None:
+    rainy = False
     for sample, again in zip(open_samples(pictures, "derain"), open_samples(pictures, "derain"), strict=True):
         assert (sample.degraded >= sample.truth - 1e-6).all()  # rain only brightens
-        assert (sample.degraded > sample.truth).any()
+        rainy |= bool((sample.degraded > sample.truth).any())
         assert np.array_equal(sample.degraded, again.degraded)
+    assert rainy
 
 
 def test_only_denoising_has_a_noise_level(pictures: Path) -> None:
