@@ -25,6 +25,7 @@ COMMANDS = {
     "parity": ("echoir.export.commands", "Measure an artifact against PyTorch."),
     "bench": ("echoir.runtime.commands", "Measure latency, throughput and memory."),
     "inspect": ("echoir.runtime.commands", "Show an artifact's manifest."),
+    "triton": ("echoir.runtime.serving.command", "Write a model repository for Triton Inference Server."),
     "train": ("echoir.commands", "Train a network."),
     "pack": ("echoir.commands", "Training pictures as one file that travels."),
     "evaluate": ("echoir.commands", "PSNR and SSIM of a checkpoint or an artifact."),

@@ -220,10 +220,9 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
     The checkpoint must be the one the artifact was made from (exit code 4 otherwise). When the
     gate fails, the exit code is 5.
     """
-    from echoir.runtime.artifact import Artifact
     from echoir.runtime.errors import GateError, ImageError, needs_extra
     from echoir.runtime.progress import Progress
-    from echoir.runtime.sessions import open_session
+    from echoir.runtime.sessions import open_model, open_session
 
     with needs_extra("export"):
         from echoir.checkpoint import load_checkpoint
@@ -233,15 +232,15 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
         from echoir.export.proof.summary import lines
         from echoir.samples import SHIPPED, open_samples
 
-    artifact = Artifact.open(model)
-    manifest = artifact.manifest
+    opened = open_model(model)
+    manifest = opened.manifest
     checkpoint = load_checkpoint(reference or manifest.checkpoint.name)
     said: list[str] = []
     samples = open_samples(
         options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"], say=said.append
     )
     with (
-        open_session(artifact, threads=options["threads"]) as session,
+        open_session(opened, threads=options["threads"]) as session,
         Progress("parity", len(samples), "pictures", log_json=log_json) as progress,
     ):
         for line in said:

@@ -14,7 +14,6 @@ from echoir import __version__
 from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.export.engine import MODULES, EngineOptions, EngineTarget, build_engine
-from echoir.export.folder import set_aside, staged
 from echoir.export.graph import INPUT, OPSET, OUTPUT, export_onnx, tile_alignment
 from echoir.export.proof.parity import measure_parity
 from echoir.export.proof.report import write_report
@@ -24,6 +23,7 @@ from echoir.export.reference import IO
 from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.descriptor import Network
 from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
+from echoir.runtime.files import set_aside, staged
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,

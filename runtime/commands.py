@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 if TYPE_CHECKING:
-    from echoir.runtime.artifact import Artifact
     from echoir.runtime.bench import Subject
     from echoir.runtime.jobs import Exists
+    from echoir.runtime.manifest import Manifest
 
 LONG = 8  # entries
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
@@ -30,7 +30,7 @@ class ThreadsType(click.ParamType):  # type: ignore[type-arg]
 
 def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``-m``, alike in the commands here."""
-    help = "A model file, its .json, or a folder with one artifact."
+    help = "A model file, its .json, a folder with one artifact, or http://HOST:PORT/MODEL."
     return click.option("-m", "--model", metavar="ARTIFACT", required=True, help=help)(function)
 
 
@@ -164,27 +164,27 @@ def bench(
     from echoir.runtime.files import atomic_write
     from echoir.runtime.machine import describe_machine, usable_cores
     from echoir.runtime.output import displayable_lines
-    from echoir.runtime.sessions import open_session
+    from echoir.runtime.sessions import open_model, open_session
 
     if reference and against != "pytorch":
         raise click.UsageError("--reference goes with --against pytorch")
     threads = threads or usable_cores()
-    artifact = Artifact.open(model)
+    opened = open_model(model)
     before = measure.peak_memory()
     with ExitStack() as stack:
-        session = stack.enter_context(open_session(artifact, threads=threads))
-        subjects = [measure.subject(artifact.manifest.name, artifact.manifest, session, batch)]
+        session = stack.enter_context(open_session(opened, threads=threads))
+        subjects = [measure.subject(opened.manifest.name, opened.manifest, session, batch)]
         measure.time_in_turn(subjects, 1, warmup)
         peak = measure.peak_memory()
         if against is not None:
-            subjects.append(_opponent(stack, against, artifact, subjects[0], threads, batch, reference))
+            subjects.append(_opponent(stack, against, opened.manifest, subjects[0], threads, batch, reference))
         latencies = measure.measure(subjects, iterations, warmup)
         machine = describe_machine()
         shares = None
-        if profile and artifact.manifest.model.backend == "onnxruntime":
-            shares = measure.profile_onnxruntime(artifact, len(subjects[0].tiles), threads)
+        if profile and isinstance(opened, Artifact) and opened.manifest.model.backend == "onnxruntime":
+            shares = measure.profile_onnxruntime(opened, len(subjects[0].tiles), threads)
     result = measure.report(
-        artifact.manifest, latencies, threads=threads, memory=(before, peak), machine=machine, profile=shares
+        opened.manifest, latencies, threads=threads, memory=(before, peak), machine=machine, profile=shares
     )
     text = json.dumps(result, indent=2) + "\n"
     if json_file == "-":
@@ -199,7 +199,7 @@ def bench(
 def _opponent(
     stack: ExitStack,
     against: str,
-    artifact: Artifact,
+    manifest: Manifest,
     own: Subject,
     threads: int,
     batch: int | None,
@@ -209,22 +209,21 @@ def _opponent(
     import json
 
     from echoir.runtime import bench as measure
-    from echoir.runtime.artifact import Artifact
     from echoir.runtime.errors import ArtifactError, needs_extra
-    from echoir.runtime.sessions import open_session
+    from echoir.runtime.sessions import open_model, open_session
 
     if against != "pytorch":
-        other = Artifact.open(against)
+        other = open_model(against)
         session = stack.enter_context(open_session(other, threads=threads))
         return measure.subject(other.manifest.name, other.manifest, session, batch)
     with needs_extra("train"):
         from echoir.checkpoint import load_checkpoint
         from echoir.export.reference import PyTorchSession
-    checkpoint = load_checkpoint(reference or artifact.manifest.checkpoint.name)
+    checkpoint = load_checkpoint(reference or manifest.checkpoint.name)
     config = json.loads(json.dumps(checkpoint.network.config.to_dict()))
-    if config != artifact.manifest.network.config:
-        raise ArtifactError("network.config", config, artifact.manifest.network.config, "other networks do not compare")
-    io: Literal["uint8", "float"] = "uint8" if artifact.manifest.input.dtype == "uint8" else "float"
+    if config != manifest.network.config:
+        raise ArtifactError("network.config", config, manifest.network.config, "other networks do not compare")
+    io: Literal["uint8", "float"] = "uint8" if manifest.input.dtype == "uint8" else "float"
     return measure.Subject(
         "pytorch",
         stack.enter_context(PyTorchSession(checkpoint.network, io=io, threads=threads)),
@@ -240,14 +239,14 @@ def _opponent(
 def inspect(artifact: str, as_json: bool) -> None:
     """Show an artifact's manifest, after checking that the model is the file it describes.
 
-    ARTIFACT is a model file, its .json, or a folder with one artifact.
+    ARTIFACT is a model file, its .json, a folder with one artifact, or http://HOST:PORT/MODEL.
     """
     import json
 
-    from echoir.runtime.artifact import Artifact
     from echoir.runtime.output import displayable
+    from echoir.runtime.sessions import open_model
 
-    text = Artifact.open(artifact).manifest.to_json()
+    text = open_model(artifact).manifest.to_json()
     if as_json:
         click.echo(text, nl=False)
         return

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from echoir.runtime.artifact import Artifact
 from echoir.runtime.channels import PEAKS, Floats, finish
 from echoir.runtime.contract import Array, Device, ImageSession, Session
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.guard import check_output, guard
 from echoir.runtime.manifest import Manifest
-from echoir.runtime.sessions import open_session
+from echoir.runtime.sessions import open_model, open_session
 from echoir.runtime.tiling import Axis, reflect, tile_axis
 
 if TYPE_CHECKING:
@@ -66,15 +65,15 @@ class Restorer:
         threads: int | None = None,
         device: Device = "cpu",
     ) -> Restorer:
-        """Open an artifact: the model file, its ``.json``, or their folder.
+        """Open an artifact: the model file, its ``.json``, or their folder; or a server's ``http://HOST:PORT/MODEL``.
 
         Raises:
             ArtifactError: the artifact is broken, or does not allow this overlap or batch.
-            BackendError: its backend or the device is not here.
+            BackendError: its backend or the device is not here, or the server is not.
         """
-        artifact = Artifact.open(path)
-        session = open_session(artifact, threads=threads, device=device)
-        return cls(session, artifact.manifest, overlap=overlap, batch=batch)
+        model = open_model(path)
+        session = open_session(model, threads=threads, device=device)
+        return cls(session, model.manifest, overlap=overlap, batch=batch)
 
     def __call__(self, image: Array, *, on_tiles: OnTiles | None = None, out: Array | None = None) -> Array:
         """Restore an image.

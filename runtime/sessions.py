@@ -1,28 +1,51 @@
-"""From an artifact to the session that runs it."""
+"""From a model, in a file or on a server, to the session that runs it."""
 
 from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Device, Session
 from echoir.runtime.onnx_session import OnnxSession
 
+if TYPE_CHECKING:
+    from echoir.runtime.serving.session import Served
 
-def open_session(artifact: Artifact, *, threads: int | None = None, device: Device = "cpu") -> Session:
-    """A session for an artifact, checked against its manifest.
+
+def open_model(where: str | os.PathLike[str]) -> Artifact | Served:
+    """What an artifact's path or a server's address (``http://HOST:PORT/MODEL``) names; both have a ``manifest``.
+
+    Raises:
+        ArtifactError: the artifact is broken, or what is served does not match its manifest.
+        BackendError: the server or the model is not there.
+    """
+    if isinstance(where, str) and "://" in where:
+        from echoir.runtime.serving.session import Served
+
+        return Served.open(where)
+    return Artifact.open(where)
+
+
+def open_session(model: Artifact | Served, *, threads: int | None = None, device: Device = "cpu") -> Session:
+    """A session for a model, checked against its manifest.
 
     Args:
-        artifact: what :meth:`Artifact.open` returned.
+        model: what :func:`open_model` or :meth:`Artifact.open` returned.
         threads: CPU threads, at most the machine's cores; None leaves it to ONNX Runtime (one per physical core).
         device: ``"cuda"`` needs an ONNX Runtime with that provider. An engine runs on the first CUDA
-            device, whatever is said here.
+            device, and a server as it was told, whatever is said here.
 
     Raises:
         ArtifactError: the file is no model, or its tensors are not what the manifest says.
-        BackendError: the backend or the device is not here.
+        BackendError: the backend or the device is not here, or a server does not answer as it should.
     """
-    backend = artifact.manifest.model.backend
-    if backend == "onnxruntime":
-        return OnnxSession(artifact, threads=threads, device=device)
+    if not isinstance(model, Artifact):
+        from echoir.runtime.serving.session import RemoteSession
+
+        return RemoteSession(model)
+    if model.manifest.model.backend == "onnxruntime":
+        return OnnxSession(model, threads=threads, device=device)
     from echoir.runtime.cuda.session import TensorRTSession
 
-    return TensorRTSession(artifact)
+    return TensorRTSession(model)

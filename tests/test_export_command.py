@@ -16,7 +16,6 @@ from PIL import Image
 from echoir import cli
 from echoir.checkpoint import load_checkpoint, save_checkpoint
 from echoir.export import pipeline
-from echoir.export.folder import staged
 from echoir.export.graph import tile_alignment
 from echoir.export.pipeline import Request, engines
 from echoir.metrics import to_8bit
@@ -24,7 +23,7 @@ from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime import Artifact, Restorer
 from echoir.runtime.errors import BackendError, ImageError
-from echoir.runtime.files import sha256_file
+from echoir.runtime.files import sha256_file, staged
 
 Run = Callable[..., tuple[int, str, str]]
 
