@@ -102,7 +102,7 @@ def tritonserver(
         port = probe.getsockname()[1]
     command = [str(package / "tritonserver" / "bin" / "tritonserver"), f"--model-repository={models}"]
     command += [f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={port}"]
-    command += ["--allow-grpc=false", "--allow-metrics=false", "--exit-timeout-secs=20"]
+    command += ["--allow-grpc=false", "--allow-metrics=false", "--exit-timeout-secs=5"]
     command += [f"--backend-config=python,shm-region-prefix-name=echoir{port}", *arguments]
     environment = {
         "PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}",

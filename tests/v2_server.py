@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, artifact: Artifact, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, artifact: Artifact, folder: Path, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         text = (folder / "config.pbtxt").read_text(encoding="utf-8")
         message = text_format.Parse(text, model_config_pb2.ModelConfig())
         self.config: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
@@ -41,10 +42,17 @@ class Server(ThreadingHTTPServer):
         self.canaries = 1  # requests that are answered properly before
         self.batches: list[int] = []
         self.connections = 0
+        self.open: set[socket.socket] = set()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{self.config['name']}"
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self.open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that leave are no news."""
@@ -60,6 +68,11 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         self.server.connections += 1
         super().setup()
+        self.server.open.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.open.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Quiet."""
@@ -130,9 +143,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(artifact: Artifact, folder: Path) -> Iterator[Server]:
-    """A server on a free port of the loopback, until the block ends."""
-    server = Server(artifact, folder)
+def serving(artifact: Artifact, folder: Path, port: int = 0) -> Iterator[Server]:
+    """A server on a (free) port of the loopback, until the block ends."""
+    server = Server(artifact, folder, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

@@ -39,8 +39,10 @@ def triton(model: str, output: Path, name: str | None, max_batch: int, queue: in
     open (echoir-export --batch dynamic).
     """
     from echoir.runtime.artifact import Artifact
-    from echoir.runtime.serving.repository import write_repository
+    from echoir.runtime.serving.repository import NAME, write_repository
 
+    if name is not None and not NAME.fullmatch(name):
+        raise click.BadParameter("a name has letters, digits, and _ . - after the first", param_hint="--name")
     artifact = Artifact.open(model)
     name = name or artifact.manifest.name
     if (output / name).exists() and not force:
