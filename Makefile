@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find echoir export runtime calibration -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint types unit resolve packages clean
+.PHONY: demo test lint types unit serving ray resolve packages clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,21 @@ types: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(BIN)/pytest
+
+# A real tritonserver, of which PyPI has the Python backend alone; its environment is apart, for numpy before 2. Not on
+# Python 3.13, nor where the C library is older than 2.35.
+serving: $(VENV)/.installed $(VENV)/.serving
+	ECHOIR_SERVING_PYTHON=$(abspath $(VENV)/serving/bin/python) $(BIN)/pytest tests/test_tritonserver.py
+
+$(VENV)/.serving: $(VENV)/.dependencies
+	$(PYTHON) -m venv $(VENV)/serving
+	$(VENV)/serving/bin/pip install -q nvidia-pytriton==0.7.0 numpy==1.26.4 onnxruntime==1.23.2
+	touch $@
+
+# Ray, with workers, drivers and nodes that get killed: minutes, and 300 MB more, so not part of `make test`.
+ray: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt 'ray[data]'
+	$(BIN)/pytest tests/test_ray.py
 
 # Whether a stranger can install every extra, on every Python and architecture; needs the public index.
 resolve: $(VENV)/.dependencies

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 if TYPE_CHECKING:
     from echoir.runtime.bench import Subject
-    from echoir.runtime.jobs import Exists
+    from echoir.runtime.jobs import Exists, Report
     from echoir.runtime.manifest import Manifest
 
 LONG = 8  # entries
@@ -26,6 +26,30 @@ class ThreadsType(click.ParamType):  # type: ignore[type-arg]
         from echoir.runtime.machine import all_cores
 
         return click.IntRange(1, all_cores()).convert(value, param, ctx)
+
+
+class ShardType(click.ParamType):  # type: ignore[type-arg]
+    """A part of a whole, as ``2/8``."""
+
+    name = "part"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        index, _, count = str(value).partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            self.fail(f"{value} is no part; the first of four is 1/4, the last 4/4", param, ctx)
+        return int(index), int(count)
+
+
+class FarmType(click.ParamType):  # type: ignore[type-arg]
+    """``ray`` or ``ray:ADDRESS``; gives the address, empty for a cluster of this machine's own."""
+
+    name = "farm"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name, colon, address = str(value).partition(":")
+        if name != "ray" or bool(colon) != bool(address):
+            self.fail(f"{value} is no farm; there are ray and ray:ADDRESS", param, ctx)
+        return address
 
 
 def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,6 +89,13 @@ def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Keep pixels and their EXIF orientation as stored, or apply it: turn the pixels and reset the tag.",
 )
+@click.option("--shard", type=ShardType(), metavar="I/N", help="Do the I-th of N parts, the same on every machine.")
+@click.option(
+    "--on", type=FarmType(), metavar="ray[:ADDRESS]", help="Restore on a Ray cluster; bare, on one made here."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Restorers on the cluster. [default: 1]")
+@click.option("--gpus", type=click.FloatRange(min=0), help="GPUs of each; 0.5 shares one. [default: 0]")
+@click.option("--attempts", type=click.IntRange(min=1), help="Tries of a picture that kills its worker. [default: 3]")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images, in pixels. [default: 500000000]")
 @click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
 @click.option("--quiet", is_flag=True, help="Report failures only.")
@@ -81,6 +112,11 @@ def restore(
     suffix: str,
     format_: str | None,
     orientation: str,
+    shard: tuple[int, int] | None,
+    on: str | None,
+    workers: int | None,
+    gpus: float | None,
+    attempts: int | None,
     max_pixels: int | None,
     log_json: bool,
     quiet: bool,
@@ -92,41 +128,58 @@ def restore(
 
     An output appears only when it is complete, so running the same command again resumes: with
     --exists skip, what is there is done. One bad file does not stop the others; each failure is
-    named, and the exit code is then 3.
+    named, and the exit code is then 3. Folders beyond one machine: --shard for Slurm, Kubernetes and the like,
+    --on ray for a Ray cluster (docs/scaling.md).
     """
     from echoir.runtime.images import MAX_PIXELS
-    from echoir.runtime.jobs import Naming, PlanError, Report, plan
+    from echoir.runtime.jobs import Naming, PlanError, Report, part_of, plan
     from echoir.runtime.jobs import restore as run
     from echoir.runtime.output import displayable
     from echoir.runtime.restorer import Restorer
 
+    if on is None and any(option is not None for option in (workers, gpus, attempts)):
+        raise click.UsageError("--workers, --gpus and --attempts go with --on ray")
     try:
         naming = Naming(suffix, EXTENSIONS[format_] if format_ else None)
         notes: list[str] = []
         jobs, failures = plan(inputs, output, naming, exists, notes.append)
     except PlanError as error:
         raise click.UsageError(displayable(error)) from None
+    if shard is not None:
+        jobs = part_of(jobs, output, *shard)
     report = Report(notes, failed=failures)
-    with Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer:
-        try:
-            run(
-                restorer,
-                jobs,
-                report,
-                exists=exists,
-                upright=orientation == "apply",
-                max_pixels=max_pixels or MAX_PIXELS,
-                log_json=log_json,
-                quiet=quiet,
-            )
-        finally:  # also after an interruption: what is done is done
-            if not log_json:
-                for failure in report.failed:
-                    click.echo(f"failed: {displayable(failure)}", err=True)
-            if not quiet:
-                click.echo(report)
+    how: dict[str, Any] = {"upright": orientation == "apply", "max_pixels": max_pixels or MAX_PIXELS}
+    told: dict[str, Any] = {"exists": exists, "log_json": log_json, "quiet": quiet}
+    if on is None:
+        with (
+            Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer,
+            _summary(report, log_json, quiet),
+        ):
+            run(restorer, jobs, report, **how, **told)
+    else:
+        from echoir.runtime.ray_jobs import Cluster, Settings, restore_on_ray
+
+        cluster = Cluster(on or None, workers or 1, gpus or 0, attempts or 3)
+        settings = Settings.of(model, cluster, threads, overlap=overlap, batch=batch, **how)
+        with _summary(report, log_json, quiet):
+            restore_on_ray(settings, cluster, jobs, report, **told)
     if report.failed:
         ctx.exit(3)
+
+
+@contextmanager
+def _summary(report: Report, log_json: bool, quiet: bool) -> Iterator[None]:
+    """What became of the inputs, also after an interruption: what is done is done."""
+    from echoir.runtime.output import displayable
+
+    try:
+        yield
+    finally:
+        if not log_json:
+            for failure in report.failed:
+                click.echo(f"failed: {displayable(failure)}", err=True)
+        if not quiet:
+            click.echo(report)
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -15,7 +16,7 @@ from echoir.runtime.folders import UNREAD, Found, find_pictures, is_within, name
 from echoir.runtime.images import MAX_PIXELS, open_picture, picture_size, save_picture
 from echoir.runtime.picture import WRITABLE
 from echoir.runtime.progress import Progress
-from echoir.runtime.restorer import Restorer
+from echoir.runtime.restorer import OnTiles, Restorer
 
 Exists = Literal["skip", "overwrite", "error"]
 
@@ -217,6 +218,25 @@ def _refuse_collisions(jobs: Sequence[Job], *, may_replace_itself: bool) -> None
             )
 
 
+def part_of(jobs: Sequence[Job], output: str, index: int, count: int) -> list[Job]:
+    """One part of a plan: the parts are the same on every machine, and every job is in exactly one.
+
+    The name of an output below the output folder decides, by its SHA-256: neither the order of the jobs nor where the
+    folders are mounted nor what else is in them matters, so parts stay parts when pictures come and go.
+
+    Args:
+        output: what :func:`plan` was given.
+        index: of the part, 1 to ``count``.
+        count: of parts.
+    """
+
+    def part(job: Job) -> int:
+        name = os.path.relpath(job.target, output)
+        return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest(), "big") % count
+
+    return [job for job in jobs if part(job) == index - 1]
+
+
 def restore(
     restorer: Restorer,
     jobs: Sequence[Job],
@@ -244,7 +264,7 @@ def restore(
     Raises:
         BackendError: the session broke down, so no further image can be restored.
     """
-    todo = list(_pending(jobs, report, exists))
+    todo = list(pending(jobs, report, exists))
     # The ETA counts tiles, since images differ in size.
     tiles = [_tiles(restorer, job.source, upright, max_pixels) for job in todo]
     with Progress("restore", sum(tiles), "tiles", log_json=log_json, quiet=quiet) as progress:
@@ -260,8 +280,12 @@ def restore(
         for job, expected in zip(todo, tiles, strict=True):
             begun = progress.done
             progress.advance(0, file=str(job.source))
+
+            def on_tiles(done: int, total: int, begun: int = begun) -> None:
+                progress.advance(begun + done - progress.done)
+
             try:
-                left = _restore_one(restorer, job, progress, upright, max_pixels)
+                left = restore_one(restorer, job, upright=upright, max_pixels=max_pixels, on_tiles=on_tiles)
                 if left and not quiet:
                     progress.note(f"{job.source}: not carried over: {', '.join(left)}", source=str(job.source))
                 report.restored.append(job)
@@ -273,7 +297,7 @@ def restore(
         progress.advance(0, restored=len(report.restored), skipped=len(report.skipped), failed=len(report.failed))
 
 
-def _pending(jobs: Sequence[Job], report: Report, exists: Exists) -> Iterator[Job]:
+def pending(jobs: Sequence[Job], report: Report, exists: Exists) -> Iterator[Job]:
     """The jobs that are left to do, after those whose outputs are there."""
     for job in jobs:
         # An input that is gone is a failure even if it was restored once.
@@ -294,18 +318,31 @@ def _tiles(restorer: Restorer, source: Path, upright: bool, max_pixels: int) -> 
     return restorer.tiles(height, width) if height * width <= max_pixels else 0
 
 
-def _restore_one(restorer: Restorer, job: Job, progress: Progress, upright: bool, max_pixels: int) -> list[str]:
-    """Restore an image; returns what is in its file and not in the new one."""
+def restore_one(
+    restorer: Restorer,
+    job: Job,
+    *,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    on_tiles: OnTiles | None = None,
+) -> list[str]:
+    """Restore an image.
+
+    Args:
+        upright, max_pixels: as for :func:`restore`.
+        on_tiles: told (tiles done, tiles in all) as the work goes on.
+
+    Returns:
+        What is in its file and not in the new one.
+
+    Raises:
+        ImageError: the image cannot be read or restored, or its output cannot be written.
+    """
     picture = open_picture(job.source, max_pixels=max_pixels, upright=upright)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"cannot create the folder {job.target.parent}: {error.strerror or error}") from error
-    begun = progress.done
-
-    def on_tiles(done: int, total: int) -> None:
-        progress.advance(begun + done - progress.done)
-
     rows = restorer.strips(picture.read_rows, picture.height, picture.width, on_tiles=on_tiles)
     save_picture(job.target, rows, picture)
     return picture.left_behind(job.target)
