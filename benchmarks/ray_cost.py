@@ -2,8 +2,8 @@
 
     python benchmarks/ray_cost.py -m echoir-denoise-fp32 [--pictures 8 --pictures 32] [--size 256]
 
-Both restore the same pictures, in turn, as processes of their own; two sizes of folder tell the fixed cost of a run from
-the cost of a picture. One worker and one thread each, so that Ray has nothing to gain and what is seen is its cost.
+Both restore the same pictures, in turn, as processes of their own; two sizes of folder tell the fixed cost of a run
+from the cost of a picture. One worker and one thread each, so that Ray has nothing to gain: what is seen is its cost.
 """
 
 from __future__ import annotations

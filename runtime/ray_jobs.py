@@ -188,11 +188,12 @@ def _answers(ray: Any, settings: Settings, cluster: Cluster, left: dict[int, Job
         {"index": index, "source": os.path.abspath(job.source), "target": os.path.abspath(job.target)}
         for index, job in left.items()
     ]
+    worker: Any = Worker  # Ray's annotation knows functions only
     with warnings.catch_warnings():
         # Ray 2.60 announces that these two will have another name in 2.64, and has none for them yet.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         done = data.from_items(rows, override_num_blocks=len(rows)).map(
-            Worker,
+            worker,
             fn_constructor_args=(settings,),
             compute=data.ActorPoolStrategy(size=min(cluster.workers, len(rows)), max_tasks_in_flight_per_actor=1),
             num_cpus=settings.threads,

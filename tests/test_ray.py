@@ -70,7 +70,7 @@ class Run:
             stderr=subprocess.PIPE,
         )
 
-    def wait_for(self, event: str, count: int, limit: float = 60) -> list[list[str]]:
+    def wait_for(self, event: str, count: int, limit: float = 200) -> list[list[str]]:
         """What workers said, once they said it so often."""
         end = time.monotonic() + limit
         while len(found := [line for line in tally(self._tally) if line[2] == event]) < count:
@@ -79,8 +79,11 @@ class Run:
             time.sleep(0.02)
         return found
 
-    def end(self, limit: float = 120) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=limit)
+    def end(self, limit: float = 300) -> tuple[int, str, str]:
+        try:
+            out, err = self.process.communicate(timeout=limit)
+        finally:
+            self.process.kill()
         print(err, file=sys.stderr)  # shown when the test fails
         return self.process.returncode, out, err
 

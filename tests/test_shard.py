@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,15 @@ def test_the_options_of_a_farm_need_one(identity: Artifact, tmp_path: Path) -> N
     result = echoir("restore", tmp_path, "-m", identity.model_path, "-o", tmp_path / "out", "--workers", 2)
     assert result.code == 2
     assert "go with --on ray" in result.err
+
+
+def test_without_ray_what_installs_it_is_said(
+    identity: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    result = echoir("restore", tmp_path / "a.png", "-m", identity.model_path, "-o", tmp_path / "out", "--on", "ray")
+    assert result.code == 6
+    assert "ray is not installed; run: pip install 'echoir[ray]'" in result.err
+    assert not (tmp_path / "out").exists()

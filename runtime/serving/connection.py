@@ -129,14 +129,17 @@ class Connection:
         self, connection: http.client.HTTPConnection, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         if connection.sock is None:
-            try:
-                connection.connect()
-            except OSError as error:
-                raise _UnreachedError(f"the server cannot be reached ({error})") from error
-            self._reached = True
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._connect(connection)
         connection.request("GET" if body is None else "POST", self.url.path + path, body, dict(headers))
         return connection.getresponse()
+
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _UnreachedError(f"the server cannot be reached ({error})") from error
+        self._reached = True
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @contextmanager
     def _limit(self, connection: http.client.HTTPConnection) -> Iterator[threading.Event]:
