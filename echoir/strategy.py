@@ -43,8 +43,10 @@ class Strategy(Protocol):
     """Sets of images that a step draws on."""
     parts: int
     """Batches that it takes from each."""
-    notes: list[str]
-    """What a reader of the log should know."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the log should know, in the order in which it was found."""
 
     def step(self, batches: Sequence[Batch], rate: float) -> Mapping[str, float | Tensor]:
         """One step at a learning rate; returns figures to log, ``loss`` first.
