@@ -78,7 +78,10 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path: Path, strate
     untrained = 0.0
     torch.manual_seed(0)
     for before, x, y in zip(type(a)(a.config).parameters(), a.parameters(), b.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=2e-5)
+        apart = (x - y).detach().abs()
+        # Where a gradient is zero but for rounding, Adam takes a whole step of either sign.
+        assert (apart > 2e-5).float().mean() < 1e-3
+        assert apart.max() < 3e-4
         untrained = max(untrained, float((before - x).detach().abs().max()))
     assert untrained > 1e-4  # the networks did move
     rows = [read_csv(folder / "log.csv") for folder in folders]

@@ -217,7 +217,7 @@ def test_an_unreadable_picture_is_named(export: Callable[..., Result], tmp_path:
     (folder / "03.png").write_bytes(b"not a picture")
     result = export("--calibration", folder, "-o", tmp_path / "toy")
     assert result.code == 3
-    assert "03.png: cannot be read as a picture" in result.err
+    assert "03.png: no PNG, JPEG, TIFF or WebP picture" in result.err
 
 
 def test_the_gate_wants_other_pictures(export: Callable[..., Result], pictures: Path, tmp_path: Path) -> None:
