@@ -42,7 +42,7 @@ def export_onnx(
     Args:
         network: any configuration; float32.
         path: the file to write; it appears whole or not at all.
-        tile: (height, width) of every input in pixels, multiples of :func:`tile_alignment`.
+        tile: (height, width) of every input in pixels, multiples of ``network.multiple``.
         batch: images per run, or None for any number.
         io: ``"float"``: float32 NCHW in [0, 1] in, the same out, not clipped. ``"uint8"``: uint8
             NHWC in [0, 255] in and out; scaling, clipping and rounding happen inside.
@@ -57,9 +57,8 @@ def export_onnx(
         BackendError: the exporter or the checker refuses the graph.
         ImageError: the file cannot be written.
     """
-    alignment = tile_alignment(network)
-    if any(side < alignment or side % alignment for side in tile):
-        raise ValueError(f"tile sides must be multiples of {alignment}, got {tile[0]} x {tile[1]}")
+    if any(side < 1 or side % network.multiple for side in tile):
+        raise ValueError(f"tile sides must be multiples of {network.multiple}, got {tile[0]} x {tile[1]}")
     if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     model = build_model(network, tile=tile, batch=batch, io=io)
@@ -72,16 +71,6 @@ def export_onnx(
     with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return float32_nodes
-
-
-def tile_alignment(network: EchoIR) -> int:
-    """What both sides of a tile must be multiples of, in pixels.
-
-    The network halves the tile several times; the block form of EchoUpsample then needs sides that
-    are multiples of twice its radius.
-    """
-    radii = [m.radius for m in network.modules() if isinstance(m, EchoUpsampler)]
-    return network.config.alignment * max((2 * max(radius, 1) for radius in radii), default=1)
 
 
 def build_model(network: EchoIR, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:

@@ -15,14 +15,13 @@ from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.export.engine import MODULES, EngineOptions, EngineTarget, build_engine
 from echoir.export.folder import set_aside, staged
-from echoir.export.graph import INPUT, OPSET, OUTPUT, export_onnx, tile_alignment
+from echoir.export.graph import INPUT, OPSET, OUTPUT, export_onnx
 from echoir.export.proof.parity import measure_parity
 from echoir.export.proof.report import write_report
 from echoir.export.proof.results import GATES, ParityReport, default_gate
 from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_against, verdict
 from echoir.export.reference import IO
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.descriptor import Network
 from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
@@ -231,13 +230,12 @@ def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
     manifest = Manifest(
         name=request.name,
-        task=checkpoint.task,
-        network=Network(checkpoint.preset, sum(p.numel() for p in network.parameters()), network.config.to_dict()),
+        network=checkpoint.descriptor,
         checkpoint=CheckpointRecord(_recorded(request.weights, checkpoint), checkpoint.sha256),
         model=Model("onnxruntime"),
         precision=precision,
         calibration=None if int8 is None else int8.record,
-        tile=Tile(*request.tile, request.overlap, tile_alignment(network), request.batch),
+        tile=Tile(*request.tile, request.overlap, request.batch),
         input=TensorSpec(INPUT, **tensor),
         output=TensorSpec(OUTPUT, **tensor),
         versions={

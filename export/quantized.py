@@ -19,7 +19,7 @@ from echoir.calibration.sensitivity import groups
 from echoir.checkpoint import Checkpoint
 from echoir.data import check_pictures, list_pictures, read_float
 from echoir.degradations import TASKS
-from echoir.export.graph import IO, build_model, tile_alignment
+from echoir.export.graph import IO, build_model
 from echoir.export.precision import to_fp16
 from echoir.runtime.errors import GateError
 from echoir.runtime.files import atomic_write
@@ -133,8 +133,8 @@ def prepare(
         ImageError: the folder will not do; the message says why.
         GateError: not one layer fits the budget.
     """
-    alignment = tile_alignment(checkpoint.network)
-    side = min(SIDE, *tile) // alignment * alignment
+    multiple = checkpoint.network.multiple
+    side = min(SIDE, *tile) // multiple * multiple
     said: list[str] = []
     pictures = list_pictures([folder], said.append)
     check_pictures(pictures)

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.descriptor import Network
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
@@ -32,12 +32,11 @@ def make_manifest(
     tensor: dict[str, Any] = FLOAT_NCHW if io == "float" else UINT8_NHWC
     fields: dict[str, Any] = {
         "name": "test",
-        "task": "denoise",
-        "network": Network("none", 1, {}),
+        "network": Descriptor("none", "denoise", 1, multiple=(8, 8)),
         "checkpoint": CheckpointRecord("none", "0" * 64),
         "model": Model("onnxruntime"),
         "precision": Precision("fp32"),
-        "tile": Tile(*tile, overlap, 8, batch),
+        "tile": Tile(*tile, overlap, batch),
         "input": TensorSpec("image", **tensor),
         "output": TensorSpec("restored", **tensor),
         "versions": {"echoir": "0"},

@@ -15,7 +15,7 @@ from running import echoir
 
 from echoir.runtime import bench
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.descriptor import Network
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.machine import UNKNOWN, describe_machine
 from echoir.runtime.manifest import UINT8_NHWC, TensorSpec
 
@@ -269,7 +269,7 @@ class TestCommand:
         weights = tmp_path / "tiny.safetensors"
         save_checkpoint(weights, network, "denoise", "tiny", {})
         config = json.loads(json.dumps(network.config.to_dict()))
-        artifact = make_artifact(tmp_path, network=Network("tiny", 1, config))
+        artifact = make_artifact(tmp_path, network=Descriptor("EchoIR", "denoise", 1, config=config))
         arguments = ("--against", "pytorch", "--reference", weights, "--iterations", 2, "--warmup", 1, "--threads", 1)
         result = echoir("bench", "-m", artifact.model_path, *arguments, "--json", tmp_path / "b.json")
         assert result.code == 0
@@ -278,7 +278,9 @@ class TestCommand:
         assert figures["ratios"]["pytorch"]["median"] > 5
         assert [latency["name"] for latency in figures["latency"]] == ["test", "pytorch"]
 
-        other = make_artifact(tmp_path, "other", network=Network("tiny", 1, config | {"width": 48}))
+        other = make_artifact(
+            tmp_path, "other", network=Descriptor("EchoIR", "denoise", 1, config=config | {"width": 48})
+        )
         result = echoir("bench", "-m", other.model_path, *arguments)
         assert result.code == 4
         assert "network.config" in result.err

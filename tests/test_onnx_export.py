@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from echoir.export.echo.function import echo_function, node_attributes
 from echoir.export.echo.lowering import deployed
-from echoir.export.graph import OPSET, export_onnx, opaque_upsampling, tile_alignment
+from echoir.export.graph import OPSET, export_onnx, opaque_upsampling
 from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler, echo_upsample
 
@@ -133,10 +133,11 @@ def test_a_tile_off_the_alignment_is_refused(tile: tuple[int, int], tmp_path: Pa
 
 def test_alignment_follows_the_radius() -> None:
     network = lively()
-    assert tile_alignment(network) == 16
+    assert network.multiple == 16
     network.up2.radius = 3
-    assert tile_alignment(network) == 48
-    assert tile_alignment(lively(upsampler="transpose")) == 8
+    assert network.multiple == 48
+    assert lively(upsampler="transpose").multiple == 8
+    assert lively(stem=2).multiple == 32
 
 
 def test_a_batch_below_one_is_refused(tmp_path: Path) -> None:
