@@ -23,13 +23,14 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
-from subjects import crops, network
+from subjects import crops, network, source
 
 from echoir.export.echo import lowering as forms
 from echoir.export.echo.function import DOMAIN, echo_function
-from echoir.export.graph import IO, OPSET, Precision, build_model, export_onnx
+from echoir.export.graph import OPSET
 from echoir.export.precision import CHOICES, to_fp16
-from echoir.export.reference import PyTorchSession
+from echoir.export.reference import IO, PyTorchSession
+from echoir.export.typed import Precision, export_onnx
 from echoir.metrics import psnr
 from echoir.networks.echoir import EchoIR
 
@@ -56,7 +57,7 @@ def artifact(subject: EchoIR, images: NDArray[np.float32], io: IO, precision: Pr
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         tile = (images.shape[2], images.shape[3])
-        export_onnx(subject, path, tile=tile, batch=len(images), io=io, precision=precision)
+        export_onnx(source(subject), path, tile=tile, batch=len(images), io=io, precision=precision)
         return psnr(run(path, batch), PyTorchSession(subject, io=io).run(batch), 1.0 if io == "float" else 255.0)
 
 
@@ -131,7 +132,7 @@ def _primitives(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 def ablation(subject: EchoIR, image: NDArray[np.float32]) -> dict[str, float]:
     """dB against PyTorch with everything kept, then without one choice each, then without any."""
     reference = PyTorchSession(subject).run(image)
-    model = build_model(subject, tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
+    model = source(subject).graph(tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
 
     def figure(half: onnx.ModelProto) -> float:
         return psnr(run(rounded(half), image, optimize=False), reference)
@@ -144,7 +145,7 @@ def ablation(subject: EchoIR, image: NDArray[np.float32]) -> dict[str, float]:
     assert echo.functions[0].domain == DOMAIN
     result["without weights of EchoUpsample"] = figure(echo)
     with mock.patch.object(forms, "SHRINK", 1.0):
-        sums = build_model(subject, tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
+        sums = source(subject).graph(tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
     result["without shrinking q and k"] = figure(to_fp16(sums)[0])
     return result
 

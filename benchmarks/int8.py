@@ -34,9 +34,9 @@ from echoir.calibration.sensitivity import Judge
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.data import list_pictures, read_float
 from echoir.export.engine import build_engine
-from echoir.export.graph import build_model
 from echoir.export.precision import to_fp16
 from echoir.export.quantized import SIDE, export_int8, practice, prepare, take_turns
+from echoir.export.sources import checkpoint_source
 from echoir.metrics import psnr, to_8bit
 from echoir.runtime.errors import BackendError
 from echoir.samples import open_samples
@@ -70,7 +70,12 @@ def main() -> None:
 def table(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
     tile = (options.tile, options.tile)
     int8 = prepare(
-        checkpoint, options.calibration, options.max_drop, tile=tile, memory=options.memory, threads=options.threads
+        checkpoint_source(checkpoint),
+        options.calibration,
+        options.max_drop,
+        tile=tile,
+        memory=options.memory,
+        threads=options.threads,
     )
     print("\n".join(int8.lines()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +173,7 @@ def engine(path: Path) -> str:
 def ablation(checkpoint: Checkpoint, folder: Path, threads: int | None) -> None:
     sources = [(picture.clean, picture.degraded) for picture in list_pictures([folder])]
     tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_float, side=SIDE)
-    model = build_model(checkpoint.network, tile=(SIDE, SIDE), batch=1, io="float")
+    model = checkpoint_source(checkpoint).graph(tile=(SIDE, SIDE), batch=1, io="float")
     base = calibrate(model, tiles, threads=threads)
     inner = [layer for layer in base.graph.layers if layer.name not in ENDS]
 

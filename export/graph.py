@@ -7,8 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnxsim
@@ -17,66 +15,39 @@ from torch import Tensor, nn
 
 from echoir.export.echo.function import DOMAIN, NAME, echo_function, node_attributes
 from echoir.export.echo.lowering import deployed
+from echoir.export.reference import IO
 from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler
+from echoir.runtime.descriptor import CHANNELS, Descriptor
 from echoir.runtime.errors import BackendError
-from echoir.runtime.files import atomic_write
 
-IO = Literal["float", "uint8"]
-Precision = Literal["fp32", "fp16"]
 OPSET = 20  # Gelu became an operator in 20; TensorRT 10.3 reads up to 20
 INPUT, OUTPUT = "input", "output"
 
 
-def export_onnx(
-    network: EchoIR,
-    path: str | Path,
-    *,
-    tile: tuple[int, int],
-    batch: int | None = 1,
-    io: IO = "float",
-    precision: Precision = "fp32",
-) -> tuple[str, ...]:
-    """Write ``network`` as one ONNX file.
+def build_model(
+    network: nn.Module, descriptor: Descriptor, *, tile: tuple[int, int], batch: int | None, io: IO
+) -> onnx.ModelProto:
+    """The simplified float32 graph with the functions of its operators, in memory.
 
     Args:
-        network: any configuration; float32.
-        path: the file to write; it appears whole or not at all.
-        tile: (height, width) of every input in pixels, multiples of ``network.multiple``.
+        network: float32, as its descriptor says.
+        tile: (height, width) of every input in pixels, multiples of ``descriptor.multiple``.
         batch: images per run, or None for any number.
-        io: ``"float"``: float32 NCHW in [0, 1] in, the same out, not clipped. ``"uint8"``: uint8
-            NHWC in [0, 255] in and out; scaling, clipping and rounding happen inside.
-        precision: ``"fp32"``, or ``"fp16"``: weights and most activations in float16, with
-            float32 kept where :mod:`echoir.export.precision` says.
-
-    Returns:
-        Names of the nodes that compute in float32 in an fp16 model; none for fp32.
+        io: the format of input and output; see :func:`echoir.export.typed.export_onnx`.
 
     Raises:
-        ValueError: a tile that does not fit the alignment, or a batch below 1.
-        BackendError: the exporter or the checker refuses the graph.
-        ImageError: the file cannot be written.
+        ValueError: a tile that does not fit the network, or a batch below 1.
+        BackendError: the exporter refuses the network.
     """
-    if any(side < 1 or side % network.multiple for side in tile):
-        raise ValueError(f"tile sides must be multiples of {network.multiple}, got {tile[0]} x {tile[1]}")
+    if any(side < 1 or side % multiple for side, multiple in zip(tile, descriptor.multiple, strict=True)):
+        needed = " x ".join(map(str, dict.fromkeys(descriptor.multiple)))
+        raise ValueError(f"tile sides must be multiples of {needed}, got {tile[0]} x {tile[1]}")
     if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    model = build_model(network, tile=tile, batch=batch, io=io)
-    float32_nodes: tuple[str, ...] = ()
-    if precision == "fp16":
-        from echoir.export.precision import to_fp16
-
-        model, float32_nodes = to_fp16(model)
-    onnx.checker.check_model(model, full_check=True)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
-    return float32_nodes
-
-
-def build_model(network: EchoIR, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:
-    """The simplified float32 graph with its function, in memory; arguments as for :func:`export_onnx`."""
-    module = _Deployment(deployed(network), io).eval()
-    shape = (batch or 2, 3, *tile) if io == "float" else (batch or 2, *tile, 3)
+    module = _Deployment(deployed(network) if isinstance(network, EchoIR) else network, io).eval()
+    channels = CHANNELS[descriptor.input]
+    shape = (batch or 2, channels, *tile) if io == "float" else (batch or 2, *tile, channels)
     example = torch.zeros(shape, dtype=torch.float32 if io == "float" else torch.uint8)
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
     with opaque_upsampling(), _quiet(), torch.no_grad():
@@ -129,15 +100,16 @@ def opaque_upsampling() -> Iterator[None]:
 class _Deployment(nn.Module):
     """The network between the input and output formats of a device."""
 
-    def __init__(self, network: EchoIR, io: IO) -> None:
+    def __init__(self, network: nn.Module, io: IO) -> None:
         super().__init__()
         self.network, self.io = network, io
 
     def forward(self, x: Tensor) -> Tensor:
         if self.io == "float":
-            return self.network(x)
+            output: Tensor = self.network(x)
+            return output
         # TensorRT takes uint8 at inputs and outputs only, next to a cast.
-        restored = self.network(x.float().permute(0, 3, 1, 2) * (1 / 255))
+        restored: Tensor = self.network(x.float().permute(0, 3, 1, 2) * (1 / 255))
         return (restored.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
@@ -192,7 +164,7 @@ def _name_by_module(model: onnx.ModelProto) -> None:
     del model.graph.metadata_props[:]
 
 
-def _add_functions(model: onnx.ModelProto, network: EchoIR) -> None:
+def _add_functions(model: onnx.ModelProto, network: nn.Module) -> None:
     """Give the model the function its EchoUpsample nodes call."""
     kinds = {(m.radius, m.combine) for m in network.modules() if isinstance(m, EchoUpsampler)}
     if len(kinds) > 1:

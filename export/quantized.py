@@ -1,7 +1,8 @@
-"""The INT8 artifact: calibrate a checkpoint, choose its layers, and write the graph with Q/DQ."""
+"""The INT8 artifact: calibrate a network, choose its layers, and write the graph with Q/DQ."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from echoir.calibration.ranges import open_model
 from echoir.calibration.sampler import Practice, Tiles, sample
 from echoir.calibration.search import Choice
 from echoir.calibration.sensitivity import groups
-from echoir.checkpoint import Checkpoint
 from echoir.data import check_pictures, list_pictures, read_float
 from echoir.degradations import TASKS
-from echoir.export.graph import IO, build_model
 from echoir.export.precision import to_fp16
+from echoir.export.reference import IO
+from echoir.export.sources import Source
 from echoir.runtime.errors import GateError
 from echoir.runtime.files import atomic_write
 from echoir.runtime.manifest import Calibration, Precision
@@ -108,7 +109,7 @@ class Int8:
 
 
 def prepare(
-    checkpoint: Checkpoint,
+    source: Source,
     folder: Path,
     budget: float,
     *,
@@ -119,12 +120,12 @@ def prepare(
     threads: int | None = None,
     log_json: bool = False,
 ) -> Int8:
-    """Calibrate a checkpoint on a folder of pictures and choose what goes to INT8.
+    """Calibrate a network on a folder of pictures and choose what goes to INT8.
 
     Args:
         folder: clean pictures, degraded here as the task is, or pairs in ``input/`` and ``target/``.
         budget: the largest drop in dB.
-        tile, batch, io: of the artifact, as for :func:`echoir.export.graph.export_onnx`; calibration
+        tile, batch, io: of the artifact, as for :func:`echoir.export.typed.export_onnx`; calibration
             tiles are no larger.
         memory: keeps measurements of the search, and lets it resume.
         threads: of ONNX Runtime.
@@ -133,14 +134,14 @@ def prepare(
         ImageError: the folder will not do; the message says why.
         GateError: not one layer fits the budget.
     """
-    multiple = checkpoint.network.multiple
+    multiple, task = math.lcm(*source.descriptor.multiple), source.descriptor.task
     side = min(SIDE, *tile) // multiple * multiple
     said: list[str] = []
     pictures = list_pictures([folder], said.append)
     check_pictures(pictures)
     sources = [(picture.clean, picture.degraded) for picture in pictures]
-    tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_float, side=side)
-    model = build_model(checkpoint.network, tile=(side, side), batch=1, io="float")
+    tiles = sample(sources, task, practice(task), read_float, side=side)
+    model = source.graph(tile=(side, side), batch=1, io="float")
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json) as progress:
         for line in said:
             progress.note(line)
@@ -161,7 +162,7 @@ def prepare(
             f"no layer fits a budget of {budget:g} dB in INT8: {cheapest.group.name}, the cheapest, alone costs "
             f"{cheapest.drop:.3f} dB; export with --precision fp16, or allow more with --max-drop"
         )
-    plain = build_model(checkpoint.network, tile=tile, batch=batch, io=io)
+    plain = source.graph(tile=tile, batch=batch, io=io)
     return Int8(calibrated, choice, tiles, plain)
 
 

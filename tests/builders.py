@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -21,6 +21,10 @@ from echoir.runtime.manifest import (
     TensorSpec,
     Tile,
 )
+
+if TYPE_CHECKING:
+    from echoir.export.sources import TorchSource
+    from echoir.networks.echoir import EchoIR
 
 Io = Literal["float", "uint8"]
 
@@ -104,3 +108,10 @@ def make_artifact(
     make_model(path, io=io, tile=tile, batch=batch, gain=gain, bias=bias)
     manifest = make_manifest(io=io, tile=tile, overlap=overlap, batch=batch, name=name, **changes)
     return write_artifact(manifest, path)
+
+
+def make_source(network: EchoIR) -> TorchSource:
+    """A network as the export takes it."""
+    from echoir.export.sources import TorchSource
+
+    return TorchSource(network, network.describe("denoise", "tiny"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_artifact, make_manifest
+from builders import make_artifact, make_manifest, make_source
 from running import echoir
 
 from echoir.runtime import bench
@@ -155,13 +155,13 @@ class TestProfile:
     def test_an_exported_network_names_its_three_upsamplers(self, tmp_path: Path) -> None:
         """Pins that the exporter's node names and ONNX Runtime's inlining are still as expected."""
         torch = pytest.importorskip("torch", reason="pip install 'echoir[export]'")
-        from echoir.export.graph import export_onnx
+        from echoir.export.typed import export_onnx
         from echoir.networks.echoir import EchoIR
         from echoir.runtime.artifact import write_artifact
 
         torch.manual_seed(0)
         path = tmp_path / "tiny.onnx"
-        export_onnx(EchoIR.from_preset("tiny"), path, tile=(64, 64), batch=1)
+        export_onnx(make_source(EchoIR.from_preset("tiny")), path, tile=(64, 64), batch=1)
         manifest = make_manifest(tile=(64, 64), batch=1)
         artifact = write_artifact(manifest, path)
         import onnxruntime

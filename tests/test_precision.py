@@ -9,11 +9,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from builders import make_source
 from onnx import TensorProto
 
 from echoir.checkpoint import load_checkpoint
-from echoir.export.graph import build_model, export_onnx
 from echoir.export.precision import CHOICES, to_fp16
+from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import BackendError
 
@@ -28,7 +29,7 @@ def network() -> EchoIR:
 
 @pytest.fixture(scope="module")
 def full(network: EchoIR) -> onnx.ModelProto:
-    return build_model(network, tile=TILE, batch=1, io="float")
+    return make_source(network).graph(tile=TILE, batch=1, io="float")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_the_shipped_network_keeps_its_figures(
     network: EchoIR, precision: str, floor: float, rng: np.random.Generator, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
-    float32 = export_onnx(network, path, tile=TILE, precision=precision)  # type: ignore[arg-type]
+    float32 = export_onnx(make_source(network), path, tile=TILE, precision=precision)  # type: ignore[arg-type]
     assert bool(float32) == (precision == "fp16")
     image = picture(rng)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from builders import make_source
 from onnx import TensorProto, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,6 @@ from echoir.calibration.ranges import observe
 from echoir.calibration.sampler import Tile, Tiles
 from echoir.checkpoint import load_checkpoint
 from echoir.export.echo.lowering import deployed
-from echoir.export.graph import build_model
 from echoir.export.precision import to_fp16
 from echoir.networks.echoir import EchoIR
 
@@ -37,7 +37,7 @@ def network() -> EchoIR:
 
 @pytest.fixture(scope="module")
 def model(network: EchoIR) -> onnx.ModelProto:
-    return build_model(network, tile=(SIDE, SIDE), batch=1, io="float")
+    return make_source(network).graph(tile=(SIDE, SIDE), batch=1, io="float")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_int8_is_close_to_float(quantized: onnx.ModelProto, model: onnx.ModelPro
 
 def test_ranges_serve_another_tile_and_format(network: EchoIR, calibrated: Calibrated) -> None:
     layers = calibrated.graph.layers
-    made = calibrated.quantized(layers, build_model(network, tile=(2 * SIDE, SIDE), batch=None, io="uint8"))
+    made = calibrated.quantized(layers, make_source(network).graph(tile=(2 * SIDE, SIDE), batch=None, io="uint8"))
     onnx.checker.check_model(made, full_check=True)
     count = [
         len([node for node in one.graph.node if node.op_type == "QuantizeLinear"])
