@@ -9,6 +9,7 @@ work on the machine disturbs them little. ``echoir bench --against pytorch`` giv
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import tempfile
@@ -57,7 +58,7 @@ def variants(subject: EchoIR, tile: int) -> dict[str, onnx.ModelProto]:
         return source(subject).graph(tile=(tile, tile), batch=1, io="float")
 
     models = {}
-    with mock.patch("echoir.export.graph.deployed", lambda network: network):
+    with mock.patch.object(forms, "deployed", copy.deepcopy):
         models["the network as it is written"] = build()
     with mock.patch.object(forms, "LANES", 1):
         models["deployed, hidden channels not grown"] = build()

@@ -82,7 +82,8 @@ _ENGINE = [
     click.option(
         "--plugin/--no-plugin",
         default=None,
-        help="TensorRT: the upsampler as a plugin or as an ONNX function. [default: the plugin where it can be made]",
+        help="TensorRT: a network's own operators as plugins or as ONNX functions. "
+        "[default: plugins where they can be made]",
     ),
     click.option(
         "--opt-level",

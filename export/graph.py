@@ -13,11 +13,9 @@ import onnxsim
 import torch
 from torch import Tensor, nn
 
-from echoir.export.echo.function import DOMAIN, NAME, echo_function, node_attributes
-from echoir.export.echo.lowering import deployed
+from echoir.export.lowering import lowering_of
+from echoir.export.operators import operators_in
 from echoir.export.reference import IO
-from echoir.networks.echoir import EchoIR
-from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime.descriptor import CHANNELS, Descriptor
 from echoir.runtime.errors import BackendError
 
@@ -45,12 +43,12 @@ def build_model(
         raise ValueError(f"tile sides must be multiples of {needed}, got {tile[0]} x {tile[1]}")
     if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    module = _Deployment(deployed(network) if isinstance(network, EchoIR) else network, io).eval()
+    module = _Deployment(lowering_of(descriptor.architecture).rewrite(network), io).eval()
     channels = CHANNELS[descriptor.input]
     shape = (batch or 2, channels, *tile) if io == "float" else (batch or 2, *tile, channels)
     example = torch.zeros(shape, dtype=torch.float32 if io == "float" else torch.uint8)
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
-    with opaque_upsampling(), _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
@@ -67,34 +65,11 @@ def build_model(
     assert program is not None
     model = program.model_proto
     _name_by_module(model)
-    _add_functions(model, network)
+    _add_functions(model)
     model, sound = onnxsim.simplify(model)
     if not sound:
         raise BackendError("onnxsim changed what the graph computes; this is a defect, please report it")
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-
-
-@contextmanager
-def opaque_upsampling() -> Iterator[None]:
-    """While active, an exported :class:`EchoUpsampler` holds one ``echoir::EchoUpsample`` node."""
-
-    def upsample(self: EchoUpsampler, down: Tensor, guide: Tensor) -> Tensor:
-        n, c, h, w = down.shape
-        return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{NAME}",
-            (down, guide, self.log_sigma_spatial.exp(), self.log_sigma_range.exp()),
-            attrs={**node_attributes(self.radius, self.combine)},
-            dtype=down.dtype,
-            shape=(n, c, 2 * h, 2 * w),
-            version=1,
-        )
-
-    original = EchoUpsampler.upsample
-    EchoUpsampler.upsample = upsample  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        EchoUpsampler.upsample = original  # type: ignore[method-assign]
 
 
 class _Deployment(nn.Module):
@@ -164,15 +139,14 @@ def _name_by_module(model: onnx.ModelProto) -> None:
     del model.graph.metadata_props[:]
 
 
-def _add_functions(model: onnx.ModelProto, network: nn.Module) -> None:
-    """Give the model the function its EchoUpsample nodes call."""
-    kinds = {(m.radius, m.combine) for m in network.modules() if isinstance(m, EchoUpsampler)}
-    if len(kinds) > 1:
-        raise BackendError(f"one file holds one kind of EchoUpsample, this network has {sorted(kinds)}")
+def _add_functions(model: onnx.ModelProto) -> None:
+    """Give the model the functions its own operators' nodes call."""
     imports = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     del model.functions[:]
-    for radius, combine in kinds:
-        model.functions.append(echo_function(radius, combine, OPSET))
-        imports.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    for operator, kinds in operators_in(model).items():
+        if len(kinds) > 1:
+            raise BackendError(f"one file holds one kind of {operator.name}, this network has {kinds}")
+        model.functions.append(operator.function(kinds[0], OPSET))
+        imports.append(onnx.helper.make_opsetid(operator.domain, 1))
     del model.opset_import[:]
     model.opset_import.extend(imports)

@@ -19,6 +19,7 @@ from echoir.calibration.search import Choice
 from echoir.calibration.sensitivity import groups
 from echoir.data import check_pictures, list_pictures, read_float
 from echoir.degradations import TASKS
+from echoir.export.lowering import Lowering, lowering_of
 from echoir.export.precision import to_fp16
 from echoir.export.reference import IO
 from echoir.export.sources import Source
@@ -45,12 +46,14 @@ class Int8:
         choice: the layers, and what they cost.
         tiles: that it rests on.
         plain: the float32 graph for the artifact's own tile, batch and format, not equalized.
+        lowering: of the network.
     """
 
     calibrated: Calibrated
     choice: Choice
     tiles: Tiles
     plain: onnx.ModelProto
+    lowering: Lowering
 
     @property
     def record(self) -> Calibration:
@@ -134,6 +137,7 @@ def prepare(
         ImageError: the folder will not do; the message says why.
         GateError: not one layer fits the budget.
     """
+    lowering = lowering_of(source.descriptor.architecture)
     multiple, task = math.lcm(*source.descriptor.multiple), source.descriptor.task
     side = min(SIDE, *tile) // multiple * multiple
     said: list[str] = []
@@ -145,7 +149,9 @@ def prepare(
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json) as progress:
         for line in said:
             progress.note(line)
-        calibrated = calibrate(model, tiles, threads=threads, on_step=lambda _: progress.advance())
+        calibrated = calibrate(
+            model, tiles, structure=lowering.int8, threads=threads, on_step=lambda _: progress.advance()
+        )
     count = len(groups(calibrated.graph))
     with Progress("sensitivity", count, "groups", log_json=log_json) as progress:
         choice = choose(
@@ -163,7 +169,7 @@ def prepare(
             f"{cheapest.drop:.3f} dB; export with --precision fp16, or allow more with --max-drop"
         )
     plain = source.graph(tile=tile, batch=batch, io=io)
-    return Int8(calibrated, choice, tiles, plain)
+    return Int8(calibrated, choice, tiles, plain, lowering)
 
 
 def export_int8(path: Path, int8: Int8, *, remainder: Remainder = "fp16") -> Precision:
@@ -184,7 +190,7 @@ def export_int8(path: Path, int8: Int8, *, remainder: Remainder = "fp16") -> Pre
     kept = [layer.name for layer in int8.calibrated.graph.layers if layer.name not in names]
     higher = {"float32": tuple(kept)}
     if remainder == "fp16":
-        model, float32 = to_fp16(model)
+        model, float32 = to_fp16(model, int8.lowering)
         higher = {"float16": tuple(name for name in kept if name not in float32), "float32": float32}
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
@@ -201,7 +207,7 @@ def time_against(int8: Int8, path: Path, *, threads: int | None = None) -> dict[
         int8: of a fixed batch.
         path: what :func:`export_int8` wrote.
     """
-    models = {"int8": onnx.load(path), "fp16": to_fp16(int8.plain)[0], "fp32": int8.plain}
+    models = {"int8": onnx.load(path), "fp16": to_fp16(int8.plain, int8.lowering)[0], "fp32": int8.plain}
     sessions = {name: open_model(one, threads) for name, one in models.items()}
     kind = int8.plain.graph.input[0].type.tensor_type
     rng = np.random.default_rng(0)

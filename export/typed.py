@@ -7,6 +7,7 @@ from typing import Literal
 
 import onnx
 
+from echoir.export.lowering import lowering_of
 from echoir.export.precision import to_fp16
 from echoir.export.reference import IO
 from echoir.export.sources import Source
@@ -47,7 +48,7 @@ def export_onnx(
     model = source.graph(tile=tile, batch=batch, io=io)
     float32_nodes: tuple[str, ...] = ()
     if precision == "fp16":
-        model, float32_nodes = to_fp16(model)
+        model, float32_nodes = to_fp16(model, lowering_of(source.descriptor.architecture))
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
