@@ -12,6 +12,7 @@ them, and the result does not load; hence a pass of our own.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
 
 import numpy as np
 import onnx
@@ -91,11 +92,15 @@ def to_fp16(
         node = onnx.NodeProto()
         node.CopyFrom(original)
         operator = operator_of(node)
-        stays = () if operator is None else operator.float32_inputs
+        stays = _float32_inputs(node) if operator is None else operator.float32_inputs
         marker = node.op_type in ("QuantizeLinear", "DequantizeLinear")  # named after what they quantize
         kind = FLOAT if node.name in exact and not marker else HALF
         if kind == FLOAT:
             kept.append(node.name)
+        if node.op_type == "Cast" and node.attribute[0].i == FLOAT:
+            node.attribute[0].i = kind
+        elif not any(name in floats for name in node.input):
+            kind = FLOAT  # what it makes has its type from an attribute
         for index, name in enumerate(node.input):
             node.input[index] = typed(name, FLOAT if index in stays else kind)
         types.update((name, kind) for name in node.output if name in floats)
@@ -137,6 +142,19 @@ def _border(graph: onnx.GraphProto) -> set[str]:
     walk([value.name for value in graph.output], ahead=False)
     walk([value.name for value in graph.input], ahead=True)
     return found
+
+
+def _float32_inputs(node: onnx.NodeProto) -> set[int]:
+    """Inputs, by position, that ONNX has in float32 alone, such as the scales of a Resize."""
+    schema = _schema(node.op_type, node.domain)
+    if schema is None:
+        return set()
+    return {index for index, given in enumerate(schema.inputs) if given.types == {"tensor(float)"}}
+
+
+@cache
+def _schema(op_type: str, domain: str) -> onnx.defs.OpSchema | None:
+    return onnx.defs.get_schema(op_type, domain) if onnx.defs.has(op_type, domain) else None
 
 
 def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:

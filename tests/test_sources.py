@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from builders import make_source
 from torch import Tensor, nn
 
+from echoir.calibration.graph import Graph
+from echoir.calibration.sensitivity import groups
 from echoir.evaluate import restore_whole
 from echoir.export import sources
+from echoir.export.lowering import lowering_of
 from echoir.export.sources import TorchSource, open_source
+from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError
@@ -128,3 +134,49 @@ def test_a_shipped_checkpoint_opens_by_name() -> None:
     assert source.record.name == "denoise"
     assert source.descriptor.task == "denoise"
     assert source.descriptor.config["width"] == 16
+
+
+class Stranger(nn.Module):
+    """Of no architecture that the export knows: norms, global means and a shuffle, gray in and out, twice the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(1, 8)
+        self.body, self.depthwise = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.tail = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        y = y + self.depthwise(self.body(self.norm(y))) * y.mean((2, 3), keepdim=True)
+        enlarged = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return F.pixel_shuffle(self.tail(y), 2) + enlarged
+
+
+@pytest.mark.parametrize(("precision", "floor"), [("fp32", 110), ("fp16", 55)])
+@pytest.mark.parametrize("batch", [1, None])
+def test_a_network_of_unknown_architecture_is_exported_as_it_is(
+    tmp_path: Path, rng: np.random.Generator, precision: Any, floor: float, batch: int | None
+) -> None:
+    module = Stranger()
+    source = TorchSource(module, Descriptor("Stranger", "sr", 1, scale=2, input="gray", output="gray"))
+    kept = export_onnx(source, tmp_path / "x.onnx", tile=(16, 24), precision=precision, batch=batch)
+    image = rng.random((batch or 3, 1, 16, 24), np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    output = session.run(None, {"input": image})[0]
+    with torch.no_grad():
+        expected = module(torch.from_numpy(image)).numpy()
+    assert output.shape == (batch or 3, 1, 32, 48)
+    assert -10 * np.log10(np.mean((output - expected) ** 2)) > floor
+    assert bool(kept) == (precision == "fp16")
+
+
+def test_calibration_groups_neighbours_where_nothing_is_known() -> None:
+    source = TorchSource(Stranger(), Descriptor("Stranger", "sr", 1, scale=2, input="gray", output="gray"))
+    graph = Graph(source.graph(tile=(16, 24), batch=1, io="float"), lowering_of("Stranger").int8)
+    found = groups(graph)
+    layers = [layer.name for group in found for layer in group.layers]
+    assert sorted(layers) == sorted(["embed/Conv", "body/Conv", "depthwise/Conv", "tail/Conv"])
+    for group in found:
+        assert len({layer.kind for layer in group.layers}) == 1
+    assert sum(group.macs for group in found) == graph.macs
