@@ -94,7 +94,7 @@ def build_engine(
     """Build a strongly typed engine from an ONNX file.
 
     Args:
-        onnx_path: as :func:`echoir.export.graph.export_onnx` writes it.
+        onnx_path: as :func:`echoir.export.typed.export_onnx` writes it.
         engine_path: appears whole or not at all.
         target: ``"tensorrt-rtx"`` or ``"tensorrt"``.
         compute_capabilities: GPUs the engine is for, e.g. ``["8.6", "8.9"]``. Empty: all of
