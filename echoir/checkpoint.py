@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, needs_extra
 from echoir.runtime.files import atomic_write, sha256_file
 
@@ -37,6 +38,11 @@ class Checkpoint:
     path: Path
     sha256: str
     metadata: dict[str, Any]
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """What the network is and needs."""
+        return self.network.describe(self.task, self.preset)
 
 
 def save_checkpoint(path: str | Path, network: EchoIR, task: str, preset: str, metadata: dict[str, Any]) -> None:
