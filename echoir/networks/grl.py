@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -77,6 +76,23 @@ class GRLConfig:
         return max(self.window, *self.stripe)
 
     @classmethod
+    def from_preset(cls, size: str, *, task: str = "denoise", **switches: Any) -> GRLConfig:
+        """The sizes of the paper.
+
+        Args:
+            size: ``"t"``, ``"s"`` or ``"b"``.
+            task: a key of ``TASKS``.
+            **switches: fields to change.
+
+        Raises:
+            ValueError: an unknown size or task, or values that do not fit each other.
+        """
+        for value, kind, table in ((size, "size", SIZES), (task, "task", TASKS)):
+            if value not in table:
+                raise ValueError(f"unknown {kind} {value!r} of GRL; there are {', '.join(table)}")
+        return cls(**SIZES[size] | TASKS[task] | SPECIAL.get((size, task), {}) | switches)
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GRLConfig:
         """Rebuild a configuration from :meth:`to_dict`'s output (JSON turns tuples into lists)."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -134,20 +150,8 @@ class GRL(nn.Module):
 
     @classmethod
     def from_preset(cls, size: str, *, task: str = "denoise", **switches: Any) -> GRL:
-        """A network by name, e.g. ``GRL.from_preset("s", task="sr", scale=2)``.
-
-        Args:
-            size: ``"t"``, ``"s"`` or ``"b"``.
-            task: a key of ``TASKS``.
-            **switches: fields of :class:`GRLConfig` to change.
-
-        Raises:
-            ValueError: an unknown size or task, or values that do not fit each other.
-        """
-        for value, kind, table in ((size, "size", SIZES), (task, "task", TASKS)):
-            if value not in table:
-                raise ValueError(f"unknown {kind} {value!r} of GRL; there are {', '.join(table)}")
-        return cls(replace(GRLConfig(), **SIZES[size] | TASKS[task] | SPECIAL.get((size, task), {}) | switches))
+        """A network by name, e.g. ``GRL.from_preset("s", task="sr", scale=2)``; see :meth:`GRLConfig.from_preset`."""
+        return cls(GRLConfig.from_preset(size, task=task, **switches))
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore a batch.
@@ -398,52 +402,3 @@ def _initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-OFFICIAL_NAMES = {  # parts of names in the official checkpoints, and here
-    "conv_first": "embed",
-    "norm_start": "norm_in",
-    "norm_end": "norm_out",
-    "conv_after_body": "body",
-    "conv_before_upsample.0": "head.reduce",
-    "upsample.up.0": "head.up1",
-    "upsample.up.2": "head.up2",
-    "conv_up1": "head.up1",
-    "conv_up2": "head.up2",
-    "conv_hr": "head.refine",
-    "conv_last": "head.output",
-    "layers": "stages",
-    "conv.cab.3.attention.1": "local.gate.0",
-    "conv.cab.3.attention.3": "local.gate.2",
-    "conv.cab": "local.body",
-    "mlp.fc1": "mlp.0",
-    "mlp.fc2": "mlp.2",
-    "attn.qkv.body": "attention.qkv",
-    "attn.anchor.body.0.reduction": "attention.anchor",
-    "attn.proj": "attention.proj",
-    "attn.window_attn.attn_transform": "attention.within",
-    "attn.stripe_attn.attn_transform1": "attention.gather",
-    "attn.stripe_attn.attn_transform2": "attention.spread",
-    "logit_scale": "log_scale",
-    "cpb_mlp": "position",
-}
-OFFICIAL_BUFFERS = ("table_", "index_", "mask_", "relative_", "attn_mask", "mean")
-
-
-def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an official checkpoint under the names used here, for ``GRL.load_state_dict``.
-
-    Args:
-        state: the ``state_dict`` of a checkpoint of github.com/ofsoundof/GRL-Image-Restoration, with or
-            without the prefix ``model.`` or ``model_g.``. Its tables, indices and masks are left out.
-    """
-    weights = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("model_g.").removeprefix("model.")
-        if name.rpartition(".")[2].startswith(OFFICIAL_BUFFERS):
-            continue
-        padded = f".{name}."
-        for theirs, ours in OFFICIAL_NAMES.items():
-            padded = padded.replace(f".{theirs}.", f".{ours}.")
-        weights[padded[1:-1]] = tensor
-    return weights
