@@ -3,7 +3,7 @@
 What depends on sizes alone invites constant folding, and folded biases and masks of a 256 x 256 tile come to
 gigabytes. So position biases are spread at run time from tables of their distinct values, and the coordinates
 that mask shifted grids from two short vectors; both hang on the input by a zero that no optimizer can see.
-``docs/grl.md`` says what each rewrite saves.
+``docs/grl.md`` says why each part has the form it has.
 """
 
 from __future__ import annotations
