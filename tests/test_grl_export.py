@@ -45,7 +45,7 @@ def exported(network: GRL, height: int, width: int) -> onnx.ModelProto:
     [
         ("t", "demosaic", {"width": 24, "heads": 3}, (64, 32)),
         ("t", "demosaic", {"width": 12, "anchor": 2, "inputs": 6}, (32, 64)),
-        ("b", "realsr", {"width": 36, "depths": (4,)}, (64, 128)),
+        ("b", "realsr", {"width": 36}, (64, 64)),
         ("t", "sr", {"width": 12, "scale": 2}, (64, 64)),
     ],
 )
