@@ -14,9 +14,9 @@ def _let_waiting_threads_sleep() -> None:
     """Before torch is imported: threads of OpenMP that wait for each other sleep, and do not spin.
 
     By default they spin for a while at the end of every operator. Where other programs use the cores, a thread then
-    spins through the time slice in which the one it waits for could have run: two threads on two cores with a dozen
-    programs took more than 100 s for what one thread did in 9.6 s, and two that sleep in 11.6 s (one step of tiny,
-    batch 8 of 64 x 64). Whoever sets OMP_WAIT_POLICY knows better.
+    spins through the time slice in which the one it waits for could have run: on two cores with a dozen programs two
+    threads did not finish three steps in 100 s, where one took 9.6 s a step, and two that sleep 11.6 s
+    (docs/training.md). Whoever sets OMP_WAIT_POLICY knows better.
     """
     import os
 
