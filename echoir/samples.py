@@ -106,7 +106,7 @@ def open_samples(
     crops receive, each picture at a strength of its own.
 
     Args:
-        task: what the checkpoint restores, as :func:`echoir.degradations.find_task` takes it, or the task itself.
+        task: what the checkpoint restores: a key of ``TASKS``, several as ``A+B``, or the task itself.
         form: a key of ``echoir.forms.FORMS``, for clean pictures of denoising; ``"rgb"`` if None.
         sigma: noise level in 8-bit codes for clean pictures of denoising; 25 if None.
         limit: take the first so many by name.
@@ -123,7 +123,7 @@ def open_samples(
         return Samples(tuple(pairs), None, "pairs", seed=seed)
     if isinstance(task, str):
         try:
-            task = find_task(task)
+            task = find_task(task, own=False)
         except click.BadParameter:
             raise ImageError(
                 f"{folder}: {task} needs pairs, such as in the folders input/ and target/ there; or a task of one's "
@@ -139,7 +139,7 @@ def open_samples(
 
 def in_training(task: str | Task) -> Degradation:
     """What a clean picture receives in training for a task, as float32 [H, W, 3]."""
-    return partial(_as_in_training, find_task(task) if isinstance(task, str) else task)
+    return partial(_as_in_training, find_task(task, own=False) if isinstance(task, str) else task)
 
 
 def in_form(form: str, sigma: float) -> Degradation:
@@ -154,7 +154,7 @@ def noisy_samples(clean: tuple[Picture, ...], form: str, sigma: float, seed: int
 
 def task_samples(clean: tuple[Picture, ...], task: str | Task, seed: int = SEED) -> Samples:
     """Clean pictures with what a task's training crops receive."""
-    task = find_task(task) if isinstance(task, str) else task
+    task = find_task(task, own=False) if isinstance(task, str) else task
     return Samples(clean, in_training(task), f"synthetic {task.name}", seed=seed)
 
 

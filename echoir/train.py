@@ -302,7 +302,9 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "first_step": self.step + 1,
         }
-        texts = {"recipe.toml": self.recipe.to_toml(), "run.json": json.dumps(described, indent=2) + "\n"}
+        path = self.folder / "run.json"
+        starts = json.loads(path.read_text()) if self.step and path.exists() else []
+        texts = {"recipe.toml": self.recipe.to_toml(), path.name: json.dumps([*starts, described], indent=2) + "\n"}
         for name, text in texts.items():
             with atomic_write(self.folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")

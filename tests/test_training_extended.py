@@ -27,7 +27,7 @@ from echoir.losses import LOSSES
 from echoir.metrics import perceptual_distance
 from echoir.named import UNNAMED, find, name_of
 from echoir.recipe import Recipe, Stage
-from echoir.runtime.errors import ArtifactError, BackendError
+from echoir.runtime.errors import ArtifactError, BackendError, ImageError
 from echoir.samples import open_samples
 from echoir.train import Trainer
 from echoir.validation import Validation
@@ -92,7 +92,7 @@ def test_a_run_says_where_it_comes_from(working_folder: Path, pictures: list[Pic
     trainer = Trainer("own_parts:haze", RECIPE, pictures, working_folder / "run")
     trainer.run()
     assert Recipe.load(working_folder / "run/recipe.toml") == replace(RECIPE, task="own_parts:haze")
-    described = json.loads((working_folder / "run/run.json").read_text())
+    (described,) = json.loads((working_folder / "run/run.json").read_text())
     assert described["pictures"]["count"] == 4
     assert len(described["pictures"]["sha256"]) == 64
     assert described["code"]["torch"] == str(torch.__version__)
@@ -230,6 +230,12 @@ def test_evaluation_takes_a_task_of_ones_own(pictures: list[Picture]) -> None:
     half = Task(lambda clean, draw: (clean * 0.5, clean), name="half")
     sample = next(iter(open_samples(pictures[0].clean.parent, half)))
     np.testing.assert_array_equal(sample.degraded, sample.truth * np.float32(0.5))
+
+
+def test_names_in_files_import_nothing(pictures: list[Picture]) -> None:
+    with pytest.raises(ImageError, match="own_parts:haze needs pairs"):
+        open_samples(pictures[0].clean.parent, "own_parts:haze")
+    assert "own_parts" not in sys.modules
 
 
 def test_losses_are_what_they_say() -> None:

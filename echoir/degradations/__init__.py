@@ -88,15 +88,18 @@ def mixed(shares: Mapping[Task, float]) -> Task:
     )
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, own: bool = True) -> Task:
     """A task by its name in :data:`TASKS`, one's own by ``module:attribute``, or several in equal shares by ``A+B``.
+
+    Args:
+        own: whether ``module:attribute`` is looked for, which runs the module: not for names that files hold.
 
     Raises:
         click.BadParameter: there is none of that name.
     """
     if "+" in name:
-        return mixed(dict.fromkeys((find_task(part) for part in name.split("+")), 1.0))
-    if is_own(name):
+        return mixed(dict.fromkeys((find_task(part, own) for part in name.split("+")), 1.0))
+    if own and is_own(name):
         task = find(name, "task")
         if not isinstance(task, Task):
             raise click.BadParameter(f"task: found {name!r}, {type(task).__name__}, needed an echoir.degradations.Task")
