@@ -51,7 +51,7 @@ def find_loss(name: str) -> Loss:
         click.BadParameter: there is none of that name.
     """
     if is_own(name):
-        loss: Loss = find(name, "loss")
+        loss = find(name, "loss")
         if not callable(loss):
             raise click.BadParameter(f"loss: found {name!r}, needed a function of restored and clean crops")
         return loss
