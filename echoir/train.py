@@ -128,8 +128,8 @@ class Trainer:
         self.best: dict[str, float] | None = None
         self.crops = 0  # trained on since the process began
         if self.strategy.sets == 2 and not all(self.levels()):
-            found = f"{recipe.bilevel.validation} of {len(self.training)} pictures"
-            raise click.BadParameter(f"bilevel.validation: found {found}, needed at least one for each level")
+            share = f"{recipe.bilevel.validation} of {len(self.training)} pictures"
+            raise click.BadParameter(f"bilevel.validation: found {share}, needed at least one for each level")
         folder.mkdir(parents=True, exist_ok=True)
 
     def _divided(self, validation: Sequence[Picture] | None) -> tuple[list[Picture], list[Picture]]:
