@@ -82,7 +82,7 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path: Path, strate
         untrained = max(untrained, float((before - x).detach().abs().max()))
     assert untrained > 1e-4  # the networks did move
     # Where a gradient is zero but for rounding, Adam takes a whole step of either sign.
-    assert float((torch.cat(apart) > 2e-5).float().mean()) < 1e-3
+    assert float((torch.cat(apart) > 2e-5).float().mean()) < 5e-3
     assert float(torch.cat(apart).max()) < 3e-4
     rows = [read_csv(folder / "log.csv") for folder in folders]
     assert len(rows[0]) == len(rows[1]) == STEPS
