@@ -156,7 +156,7 @@ class TestProfile:
     @pytest.mark.slow
     def test_an_exported_network_names_its_modules_and_its_operator(self, tmp_path: Path) -> None:
         """Pins that the exporter's node names and ONNX Runtime's inlining are still as expected."""
-        torch = pytest.importorskip("torch", reason="pip install 'echoir[export]'")
+        torch = pytest.importorskip("torch", reason="pip install '.[export]'")
         from echoir.export.typed import export_onnx
         from echoir.networks.echoir import EchoIR
         from echoir.runtime.artifact import write_artifact
@@ -265,7 +265,7 @@ class TestCommand:
         assert len(figures["ratios"]) == 1
 
     def test_pytorch_runs_in_turn(self, tmp_path: Path) -> None:
-        pytest.importorskip("torch", reason="pip install 'echoir[train]'")
+        pytest.importorskip("torch", reason="pip install '.[train]'")
         from echoir.checkpoint import save_checkpoint
         from echoir.networks.echoir import EchoIR
 

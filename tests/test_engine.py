@@ -34,7 +34,7 @@ from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
 
 needs_rtx = [
     pytest.mark.tensorrt,
-    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install 'echoir[rtx]'"),
+    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'"),
 ]
 
 

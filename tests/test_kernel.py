@@ -17,7 +17,7 @@ from echoir.networks import upsampler
 from echoir.networks.upsampler import EchoUpsampler, echo_upsample
 from echoir.runtime.errors import MissingExtraError
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs echoir[kernel]")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs pip install '.[kernel]'")
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])]
 

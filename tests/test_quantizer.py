@@ -236,7 +236,7 @@ def test_depthwise_groups_of_four_compute_the_same(model: onnx.ModelProto, tiles
 
 
 @pytest.mark.tensorrt
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install 'echoir[rtx]'")
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'")
 def test_tensorrt_rtx_takes_it_and_runs_int8(quantized: onnx.ModelProto, tmp_path: Path) -> None:
     from echoir.export.engine import build_engine
 
