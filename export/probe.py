@@ -55,7 +55,7 @@ def probe(module: nn.Module, descriptor: Descriptor) -> Behaviour:
     _check(module, descriptor, output, height, width)
     activation = max(sizes, default=0) / (height * width)
     other = _run(module, descriptor.input, height + 1, width + 1)
-    any_size = _is_tensor(other) and other.shape[2:] == _scaled(descriptor.scale, height + 1, width + 1)
+    any_size = isinstance(other, Tensor) and other.shape[2:] == _scaled(descriptor.scale, height + 1, width + 1)
     if not any_size:
         height, width = height + 2 * descriptor.multiple[0], width + 2 * descriptor.multiple[1]
         output = _run(module, descriptor.input, height, width)

@@ -115,7 +115,8 @@ def _colours(image: Array, colour: Colour) -> Array:
 
 def _part(source: Array, out: Array) -> Part:
     kind = np.float32 if source.dtype == np.float64 else source.dtype
-    return Part(lambda y0, y1: np.asarray(source[y0:y1], kind), *source.shape[:2], out)
+    height, width = source.shape[:2]
+    return Part(lambda y0, y1: np.asarray(source[y0:y1], kind), height, width, out)
 
 
 def _overlap(a: Array, b: Array) -> bool:

@@ -371,7 +371,7 @@ class ImageStream:
 
     def _copied(self) -> Iterator[Frame]:
         for given in self._frames:
-            frame = given if isinstance(given, Frame) else Frame(*given) if _timed(given) else Frame(given)
+            frame = given if isinstance(given, Frame) else Frame(*given) if _timed(given) else Frame(check_array(given))
             image = self._buffer(check_array(frame.image))
             np.copyto(image, frame.image)
             yield Frame(image, frame.time, frame.data)
