@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from subjects import source
 
 from echoir.export.echo.function import echo_function, node_attributes
 from echoir.export.echo.taps import tap_function
 from echoir.export.engine import build_engine
-from echoir.export.graph import OPSET, export_onnx
+from echoir.export.graph import OPSET
+from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
 
 
@@ -41,7 +43,9 @@ def main() -> None:
             network = EchoIR.from_preset(preset)
             for precision in ("fp32", "fp16"):
                 for io in options.io:
-                    export_onnx(network, onnx_path, tile=(options.tile, options.tile), io=io, precision=precision)
+                    export_onnx(
+                        source(network), onnx_path, tile=(options.tile, options.tile), io=io, precision=precision
+                    )
                     info = build_engine(onnx_path, engine_path, target=options.target)
                     size = onnx_path.stat().st_size / 1e6
                     kinds = [

@@ -23,16 +23,19 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper
-from subjects import crops, network
+from subjects import crops, network, source
 
 from echoir.export.echo import lowering as forms
 from echoir.export.echo.function import DOMAIN, echo_function
-from echoir.export.graph import IO, OPSET, Precision, build_model, export_onnx
-from echoir.export.precision import CHOICES, to_fp16
-from echoir.export.reference import PyTorchSession
+from echoir.export.graph import OPSET
+from echoir.export.lowering import lowering_of
+from echoir.export.precision import choices, to_fp16
+from echoir.export.reference import IO, PyTorchSession
+from echoir.export.typed import Precision, export_onnx
 from echoir.metrics import psnr
 from echoir.networks.echoir import EchoIR
 
+ECHO = lowering_of("EchoIR")
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
@@ -56,7 +59,7 @@ def artifact(subject: EchoIR, images: NDArray[np.float32], io: IO, precision: Pr
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         tile = (images.shape[2], images.shape[3])
-        export_onnx(subject, path, tile=tile, batch=len(images), io=io, precision=precision)
+        export_onnx(source(subject), path, tile=tile, batch=len(images), io=io, precision=precision)
         return psnr(run(path, batch), PyTorchSession(subject, io=io).run(batch), 1.0 if io == "float" else 255.0)
 
 
@@ -91,11 +94,11 @@ def _widen(tensor: onnx.TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
-def apart(model: onnx.ModelProto, without: str) -> onnx.ModelProto:
-    """Replace the float16 nodes of one choice by the primitive operations they stand for."""
+def apart(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """Replace these float16 nodes by the primitive operations they stand for."""
     nodes = []
     for node in model.graph.node:
-        nodes += _primitives(node) if CHOICES[without](node) else [node]
+        nodes += _primitives(node) if node.name in names else [node]
     del model.graph.value_info[:], model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
@@ -131,21 +134,21 @@ def _primitives(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 def ablation(subject: EchoIR, image: NDArray[np.float32]) -> dict[str, float]:
     """dB against PyTorch with everything kept, then without one choice each, then without any."""
     reference = PyTorchSession(subject).run(image)
-    model = build_model(subject, tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
+    model = source(subject).graph(tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
 
     def figure(half: onnx.ModelProto) -> float:
         return psnr(run(rounded(half), image, optimize=False), reference)
 
-    result = {"as exported": figure(to_fp16(model)[0])}
-    for choice in CHOICES:
-        result[f"without {choice}"] = figure(apart(to_fp16(model, without=[choice])[0], choice))
-    echo = to_fp16(model)[0]
+    result = {"as exported": figure(to_fp16(model, ECHO)[0])}
+    for choice, names in choices(model.graph, ECHO).items():
+        result[f"without {choice}"] = figure(apart(to_fp16(model, ECHO, without=[choice])[0], names))
+    echo = to_fp16(model, ECHO)[0]
     echo.functions[0].CopyFrom(echo_function(1, "sum", OPSET, compute=HALF))
     assert echo.functions[0].domain == DOMAIN
     result["without weights of EchoUpsample"] = figure(echo)
     with mock.patch.object(forms, "SHRINK", 1.0):
-        sums = build_model(subject, tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
-    result["without shrinking q and k"] = figure(to_fp16(sums)[0])
+        sums = source(subject).graph(tile=(image.shape[2], image.shape[3]), batch=len(image), io="float")
+    result["without shrinking q and k"] = figure(to_fp16(sums, ECHO)[0])
     return result
 
 

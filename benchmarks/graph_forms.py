@@ -9,6 +9,7 @@ work on the machine disturbs them little. ``echoir bench --against pytorch`` giv
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import tempfile
@@ -24,11 +25,11 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from subjects import crops, network
+from subjects import crops, network, source
 
 from echoir.export.echo import lowering as forms
 from echoir.export.echo.function import ATTRIBUTES, echo_function, node_attributes
-from echoir.export.graph import OPSET, build_model
+from echoir.export.graph import OPSET
 from echoir.networks.echoir import EchoIR
 
 
@@ -54,10 +55,10 @@ def least(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 
 def variants(subject: EchoIR, tile: int) -> dict[str, onnx.ModelProto]:
     def build() -> onnx.ModelProto:
-        return build_model(subject, tile=(tile, tile), batch=1, io="float")
+        return source(subject).graph(tile=(tile, tile), batch=1, io="float")
 
     models = {}
-    with mock.patch("echoir.export.graph.deployed", lambda network: network):
+    with mock.patch.object(forms, "deployed", copy.deepcopy):
         models["the network as it is written"] = build()
     with mock.patch.object(forms, "LANES", 1):
         models["deployed, hidden channels not grown"] = build()

@@ -34,14 +34,16 @@ from echoir.calibration.sensitivity import Judge
 from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.data import list_pictures, read_float
 from echoir.export.engine import build_engine
-from echoir.export.graph import build_model
+from echoir.export.lowering import lowering_of
 from echoir.export.precision import to_fp16
 from echoir.export.quantized import SIDE, export_int8, practice, prepare, take_turns
+from echoir.export.sources import checkpoint_source
 from echoir.metrics import psnr, to_8bit
 from echoir.runtime.errors import BackendError
 from echoir.samples import open_samples
 
 Array = NDArray[Any]
+ECHO = lowering_of("EchoIR")
 ENDS = ("embed/Conv", "output/Conv")
 
 
@@ -70,14 +72,19 @@ def main() -> None:
 def table(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
     tile = (options.tile, options.tile)
     int8 = prepare(
-        checkpoint, options.calibration, options.max_drop, tile=tile, memory=options.memory, threads=options.threads
+        checkpoint_source(checkpoint),
+        options.calibration,
+        options.max_drop,
+        tile=tile,
+        memory=options.memory,
+        threads=options.threads,
     )
     print("\n".join(int8.lines()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("FP32", "FP16", "INT8 naive", "INT8", "INT8 on FP32")}
         plain = int8.plain
         onnx.save(plain, files["FP32"])
-        onnx.save(to_fp16(plain)[0], files["FP16"])
+        onnx.save(to_fp16(plain, ECHO)[0], files["FP16"])
         naive(plain, files["INT8 naive"], int8.tiles)
         for name, remainder in (("INT8", "fp16"), ("INT8 on FP32", "fp32")):
             export_int8(files[name], int8, remainder=remainder)  # type: ignore[arg-type]
@@ -168,8 +175,8 @@ def engine(path: Path) -> str:
 def ablation(checkpoint: Checkpoint, folder: Path, threads: int | None) -> None:
     sources = [(picture.clean, picture.degraded) for picture in list_pictures([folder])]
     tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_float, side=SIDE)
-    model = build_model(checkpoint.network, tile=(SIDE, SIDE), batch=1, io="float")
-    base = calibrate(model, tiles, threads=threads)
+    model = checkpoint_source(checkpoint).graph(tile=(SIDE, SIDE), batch=1, io="float")
+    base = calibrate(model, tiles, structure=ECHO.int8, threads=threads)
     inner = [layer for layer in base.graph.layers if layer.name not in ENDS]
 
     judge = Judge(model, base.quantized, tiles.sensitivity, identity="", threads=threads)
@@ -192,18 +199,18 @@ def ablation(checkpoint: Checkpoint, folder: Path, threads: int | None) -> None:
             print(f"| {method} | {drop(replace(base, limits=limits(base.graph, seen, method)))}", flush=True)
     for count in (1, 4, 12):
         few = replace(tiles, calibration=tiles.calibration[:count])
-        print(f"| {count} tiles | {drop(calibrate(model, few, threads=threads))}", flush=True)
+        print(f"| {count} tiles | {drop(calibrate(model, few, structure=ECHO.int8, threads=threads))}", flush=True)
     for place in PLACES:
         rest = tuple(other for other in PLACES if other != place)
-        print(f"| without {place} | {drop(calibrate(model, tiles, places=rest, threads=threads))}", flush=True)
-    none = calibrate(model, tiles, places=(), threads=threads)
+        changed = calibrate(model, tiles, places=rest, structure=ECHO.int8, threads=threads)
+        print(f"| without {place} | {drop(changed)}", flush=True)
+    none = calibrate(model, tiles, places=(), structure=ECHO.int8, threads=threads)
     print(f"| without equalization | {drop(none)}", flush=True)
-    print(
-        f"| ... and min-max | {drop(calibrate(model, tiles, method='min-max', places=(), threads=threads))}", flush=True
-    )
+    plain = calibrate(model, tiles, method="min-max", places=(), structure=ECHO.int8, threads=threads)
+    print(f"| ... and min-max | {drop(plain)}", flush=True)
     for balance in (0.5, 1.0):
-        other = equalize(model, base.peaks, PLACES, balance)
-        graph = Graph(other)
+        other = equalize(model, base.peaks, PLACES, balance, ECHO.int8)
+        graph = Graph(other, ECHO.int8)
         values = observe(
             other,
             [name for layer in graph.layers for name in layer.inputs],

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from echoir.checkpoint import load_checkpoint
+from echoir.export.sources import TorchSource
 from echoir.networks.echoir import EchoIR
 from echoir.samples import SHIPPED, open_samples
 
@@ -30,6 +31,11 @@ def network(preset: str) -> EchoIR:
     image = torch.from_numpy(crops(1, 128))
     made.output.weight.mul_(0.1 / (made(image) - image).std())
     return made
+
+
+def source(made: EchoIR) -> TorchSource:
+    """A network as the export takes it."""
+    return TorchSource(made, made.describe("denoise", "tiny"))
 
 
 def crops(count: int, size: int, sigma: float = 25.0) -> NDArray[np.float32]:

@@ -27,7 +27,6 @@ from echoir.export.proof.parity import seam_band, windows
 from echoir.export.proof.summary import db, table
 from echoir.export.reference import PyTorchSession
 from echoir.metrics import psnr, to_8bit
-from echoir.runtime.descriptor import Network
 from echoir.runtime.errors import EchoIRError, ImageError
 from echoir.runtime.manifest import FLOAT_NCHW, CheckpointRecord, Manifest, Model, Precision, TensorSpec, Tile
 from echoir.runtime.progress import Progress
@@ -147,12 +146,11 @@ def manifest(checkpoint: Checkpoint, tile: int, overlap: int) -> Manifest:
     """What the restorer needs to know of PyTorch; it is never written."""
     return Manifest(
         name="pytorch",
-        task=checkpoint.task,
-        network=Network(checkpoint.preset, 1, {}),
+        network=checkpoint.descriptor,
         checkpoint=CheckpointRecord(checkpoint.path.stem, checkpoint.sha256),
         model=Model("onnxruntime"),
         precision=Precision("fp32"),
-        tile=Tile(tile, tile, overlap, 8),
+        tile=Tile(tile, tile, overlap),
         input=TensorSpec("input", **FLOAT_NCHW),
         output=TensorSpec("output", **FLOAT_NCHW),
         versions={},

@@ -14,8 +14,8 @@ import click
 import torch
 from torch.optim import AdamW
 
+from echoir.losses import LOSSES
 from echoir.networks.echoir import EchoIR
-from echoir.strategy import LOSSES
 
 WAYS = tuple((compiled, layout) for compiled in (False, True) for layout in ("contiguous", "channels_last"))
 

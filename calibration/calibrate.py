@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from echoir import __version__
 from echoir.calibration.equalize import PLACES, Place, equalize, spots
-from echoir.calibration.graph import Graph, Layer
+from echoir.calibration.graph import UNKNOWN, Graph, Layer, Structure
 from echoir.calibration.quantizer import quantize
 from echoir.calibration.ranges import METHODS, Activation, observe
 from echoir.calibration.sampler import Tiles
@@ -52,8 +52,9 @@ class Calibrated:
         if model is None:
             return quantize(self.model, layers, self.limits)
         names = {layer.name for layer in layers}
-        model = equalize(model, self.peaks, self.places)
-        return quantize(model, [layer for layer in Graph(model).layers if layer.name in names], self.limits)
+        structure = self.graph.structure
+        model = equalize(model, self.peaks, self.places, structure=structure)
+        return quantize(model, [layer for layer in Graph(model, structure).layers if layer.name in names], self.limits)
 
 
 def calibrate(
@@ -62,6 +63,7 @@ def calibrate(
     *,
     method: str = METHOD,
     places: tuple[Place, ...] = PLACES,
+    structure: Structure = UNKNOWN,
     threads: int | None = None,
     on_step: OnStep | None = None,
 ) -> Calibrated:
@@ -72,16 +74,17 @@ def calibrate(
         tiles: the calibration set is used.
         method: of :data:`echoir.calibration.ranges.METHODS`.
         places: to equalize.
+        structure: of the network.
         threads: of ONNX Runtime.
         on_step: told ``"observe"`` after every tile; twice the number of tiles in all.
     """
     inputs = [tile.degraded for tile in tiles.calibration]
     step = (lambda: on_step("observe")) if on_step else None
-    graph = Graph(model)
+    graph = Graph(model, structure)
     before = observe(model, [spot.tensor for spot in spots(graph)], inputs, threads=threads, on_tile=step)
     peaks = {name: activation.peaks for name, activation in before.items()}
-    model = equalize(model, peaks, places)
-    graph = Graph(model)
+    model = equalize(model, peaks, places, structure=structure)
+    graph = Graph(model, structure)
     tensors = [name for layer in graph.layers for name in layer.inputs]
     seen = observe(model, tensors, inputs, threads=threads, on_tile=step)
     return Calibrated(model, graph, peaks, limits(graph, seen, method), places)

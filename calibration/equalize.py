@@ -7,15 +7,15 @@ alike. Convolution weights have a scale per output channel, so the factor costs 
 factor of an *input* channel it does, unless the convolution is depthwise.
 
 The idea of moving scale between layers is that of cross-layer equalization (Nagel et al. 2019) and
-SmoothQuant (Xiao et al. 2022); the places are this network's own:
+SmoothQuant (Xiao et al. 2022). Places are found by the graph's structure:
 
 - layer normalization's scale, ahead of the 1x1 convolutions that read it;
 - a 1x1 convolution ahead of a depthwise one: nothing lies between;
-- queries and keys: each channel is divided by its own length later, so any factor cancels (this also
-  keeps the scales of their small weights within float16);
+- queries and keys whose channels are divided by their own length later, so that any factor cancels (this also
+  keeps the scales of their small weights within float16); the network says which;
 - the gate of a feed-forward, ahead of its last convolution: the product is linear in it.
 
-What EchoUpsample averages is as exact a place, and gained nothing.
+What a guided upsampling averages is as exact a place, and gained nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from echoir.calibration.graph import Graph, Layer, group
+from echoir.calibration.graph import UNKNOWN, Graph, Layer, Structure, group
 
 Place = Literal["normalization", "depthwise input", "query and key", "gated product"]
 PLACES: tuple[Place, ...] = ("normalization", "depthwise input", "query and key", "gated product")
@@ -59,7 +59,11 @@ class Spot:
 
 
 def equalize(
-    model: onnx.ModelProto, peaks: Mapping[str, Array], places: Collection[Place] = PLACES, balance: float = BALANCE
+    model: onnx.ModelProto,
+    peaks: Mapping[str, Array],
+    places: Collection[Place] = PLACES,
+    balance: float = BALANCE,
+    structure: Structure = UNKNOWN,
 ) -> onnx.ModelProto:
     """A copy of the model with its channels equalized; the same function up to rounding.
 
@@ -67,11 +71,12 @@ def equalize(
         model: float32 in deployed form.
         peaks: the largest magnitude of each channel, [C], of every tensor in :func:`spots`.
         places: where to do it.
+        structure: of the network.
         balance: 0 leaves the weights alike, 1 the activations, where both have to share.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    graph = Graph(result)
+    graph = Graph(result, structure)
     for spot in spots(graph):
         if spot.place not in places:
             continue
@@ -90,11 +95,14 @@ def spots(graph: Graph) -> list[Spot]:
     found: list[Spot] = []
     for node in graph.model.graph.node:
         if node.op_type == "LayerNormalization":
-            (transpose,) = graph.consumers[node.output[0]]
+            behind = graph.consumers[node.output[0]]
+            if len(behind) != 1 or behind[0].op_type != "Transpose":
+                continue
+            (transpose,) = behind
             readers = [by_name.get(one.name) for one in graph.consumers[transpose.output[0]]]
-            if all(reader is not None and reader.kind == "pointwise" for reader in readers):
+            if readers and all(reader is not None and reader.kind == "pointwise" for reader in readers):
                 layers = tuple(reader for reader in readers if reader is not None)
-                found.append(Spot("normalization", transpose.output[0], (node.input[1],), layers, False))
+                found.append(Spot("normalization", transpose.output[0], tuple(node.input[1:]), layers, False))
         elif node.op_type == "Conv" and node.name in by_name:
             spot = _behind_convolution(graph, by_name, node)
             found += [spot] if spot else []
@@ -109,7 +117,7 @@ def _behind_convolution(graph: Graph, by_name: Mapping[str, Layer], node: onnx.N
     reader = by_name.get(behind[0].name)
     if reader is not None and reader.kind == "depthwise":
         return Spot("depthwise input", output, before, (reader,), True)
-    if any(part in node.name for part in ("/attention/query/1/", "/attention/key/1/")):
+    if graph.structure.cancels(node.name):
         return Spot("query and key", output, before, (), True)
     if behind[0].op_type != "Mul" or group(node) == 1:
         return None

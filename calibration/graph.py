@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx
 
-UPSAMPLE = "EchoUpsample"
-# Nodes of the attention matrix: they have no pixels, so they cost nothing, and everything hangs on them.
-MATRIX = "/attention/mix/"
-
+Shapes = Mapping[str, tuple[int, ...]]
 Kind = Literal["pointwise", "depthwise", "convolution", "product"]
 
 
@@ -35,16 +33,37 @@ class Layer:
     weight: str | None = None
 
 
+@dataclass(frozen=True)
+class Structure:
+    """What a network brings along for INT8; the default is for graphs of which nothing is known.
+
+    Attributes:
+        macs: multiply-accumulates of operators beyond ONNX's own, by type.
+        exact: whether a node, by name, never goes to INT8.
+        stage: the name of the group that a layer belongs to; None makes groups of neighbours.
+        cancels: whether a factor on a channel of a convolution's output, by the node's name, cancels later.
+    """
+
+    macs: Mapping[str, Callable[[onnx.NodeProto, Shapes], int]] = field(default_factory=dict)
+    exact: Callable[[str], bool] = lambda name: False
+    stage: Callable[[Layer], str] | None = None
+    cancels: Callable[[str], bool] = lambda name: False
+
+
+UNKNOWN = Structure()
+
+
 class Graph:
     """Look-ups in a model whose values all have inferred shapes; edits to the model are not seen.
 
     Args:
         model: float32, as :func:`echoir.export.graph.build_model` makes it, for one image.
+        structure: of the network.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, structure: Structure = UNKNOWN) -> None:
         graph = model.graph
-        self.model = model
+        self.model, self.structure = model, structure
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.shapes = {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -59,7 +78,7 @@ class Graph:
         self.macs = sum(self._macs(node) for node in graph.node)
 
     def _layer(self, node: onnx.NodeProto) -> Layer | None:
-        if MATRIX in node.name or node.op_type not in ("Conv", "MatMul"):
+        if self.structure.exact(node.name) or node.op_type not in ("Conv", "MatMul"):
             return None
         if node.op_type == "MatMul":
             return Layer(node.name, "product", self._macs(node), tuple(node.input))
@@ -74,11 +93,8 @@ class Graph:
             return math.prod(self.shapes[node.output[0]]) * math.prod(self.shapes[node.input[1]][1:])
         if node.op_type == "MatMul":
             return math.prod(self.shapes[node.output[0]]) * self.shapes[node.input[0]][-1]
-        if node.op_type == UPSAMPLE:  # its taps: squared distances over the guide's channels, sums over the values'
-            radius = next(entry.i for entry in node.attribute if entry.name == "radius")
-            _, channels, height, width = self.shapes[node.output[0]]
-            return (2 * radius + 1) ** 2 * (channels + self.shapes[node.input[1]][1]) * height * width
-        return 0
+        own = self.structure.macs.get(node.op_type)
+        return 0 if own is None else own(node, self.shapes)
 
 
 def group(node: onnx.NodeProto) -> int:

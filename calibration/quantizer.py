@@ -3,7 +3,7 @@
 Everything is symmetric with zero point 0: activations per tensor, weights per output channel.
 Biases stay float. Q/DQ stands at the inputs of a quantized layer alone, so a kernel that ends in
 it (normalization, GELU and product) writes INT8 directly, and nothing separates a convolution from
-what is fused behind it. EchoUpsample and its function are left as they are.
+what is fused behind it. Operators of a network's own and their functions are left as they are.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from echoir.calibration.sampler import Tile
 from echoir.metrics import psnr, to_8bit
 from echoir.runtime.files import atomic_write
 
+STRETCHES = 16  # of a graph of which nothing is known; each has a group per kind of layer
+
 Quantize = Callable[[Collection[Layer]], onnx.ModelProto]
 
 
@@ -32,7 +34,7 @@ class Drop(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that go to INT8 together: those of one kind in one stage of the network."""
+    """Layers that go to INT8 together."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -45,18 +47,33 @@ class Group:
 def groups(graph: Graph) -> list[Group]:
     """All layers that can be quantized, in the order of the graph.
 
-    A network has some sixty groups whatever its depth, so the search takes as many measurements for
-    ``base`` as for ``tiny``.
+    The network says which belong together. Where it does not, layers of one kind that follow each other make
+    groups of about equal cost. Either way there are some dozens of groups however deep the network is, so the
+    search takes as many measurements for a large one as for a small one.
     """
+    stage = graph.structure.stage
+    if stage is None:
+        return _neighbours(graph.layers)
     found: dict[str, list[Layer]] = defaultdict(list)
     for layer in graph.layers:
-        stage, *path = layer.name.split("/")[:-1]
-        if "attention" in path:
-            path = ["attention", layer.kind]
-        elif "feed_forward" in path:
-            path = ["feed_forward", "out" if path[-1] == "out" else layer.kind]
-        found["/".join([stage, *path])].append(layer)
+        found[stage(layer)].append(layer)
     return [Group(name, tuple(layers)) for name, layers in found.items()]
+
+
+def _neighbours(layers: Sequence[Layer]) -> list[Group]:
+    """At most ``STRETCHES`` stretches of the graph, by kind of layer."""
+    total = sum(layer.macs for layer in layers)
+    found: dict[tuple[int, str], list[Layer]] = defaultdict(list)
+    done = 0
+    for layer in layers:  # by where its middle lies, so that no layer is split
+        found[int(STRETCHES * (done + layer.macs / 2) / max(total, 1)), layer.kind].append(layer)
+        done += layer.macs
+    return [Group(_span(found_layers), tuple(found_layers)) for found_layers in found.values()]
+
+
+def _span(layers: Sequence[Layer]) -> str:
+    first, last = layers[0].name, layers[-1].name
+    return first if first == last else f"{first} to {last}"
 
 
 class Judge:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, needs_extra
 from echoir.runtime.files import atomic_write, sha256_file
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from echoir.networks.echoir import EchoIR
 
 FORMAT = 1
+OWN = "keywords"  # what the description of a network of one's own has
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -38,17 +43,33 @@ class Checkpoint:
     sha256: str
     metadata: dict[str, Any]
 
+    @property
+    def descriptor(self) -> Descriptor:
+        """What the network is and needs."""
+        return self.network.describe(self.task, self.preset)
 
-def save_checkpoint(path: str | Path, network: EchoIR, task: str, preset: str, metadata: dict[str, Any]) -> None:
+
+def save_checkpoint(
+    path: str | Path,
+    network: nn.Module,
+    task: str,
+    preset: str,
+    metadata: dict[str, Any],
+    config: dict[str, Any] | None = None,
+) -> None:
     """Write the weights and their description; the file appears whole or not at all.
 
     Args:
+        preset: a key of ``PRESETS``, or how a network of one's own is named.
         metadata: JSON-serialisable provenance, stored beside the network's own description.
+        config: the keywords that build a network of one's own; EchoIR knows its own.
     """
     from safetensors.torch import save
 
+    from echoir.networks.echoir import EchoIR
+
     described = {"format": FORMAT, "task": task, "preset": preset, "metadata": metadata}
-    described["config"] = network.config.to_dict()
+    described["config"] = network.config.to_dict() if isinstance(network, EchoIR) else {OWN: config or {}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"echoir": json.dumps(described)}))
@@ -63,9 +84,49 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         MissingExtraError: torch or safetensors is not installed.
     """
     with needs_extra("train"):
-        from safetensors import SafetensorError, safe_open
-
         from echoir.networks.echoir import EchoIR, EchoIRConfig
+    path, described, tensors = _read(name_or_path)
+    if OWN in described["config"]:
+        raise ArtifactError(
+            "checkpoint.preset",
+            described["preset"],
+            "a network of this project",
+            "evaluate takes one's own with --network module:attribute, Python with load_own",
+        )
+    network = EchoIR(EchoIRConfig.from_dict(described["config"]))
+    _fill(network, tensors, path)
+    return Checkpoint(
+        network.eval(), described["task"], described["preset"], path, sha256_file(path), described["metadata"]
+    )
+
+
+def load_own(path: str | Path, make: Callable[..., nn.Module]) -> tuple[nn.Module, str]:
+    """Load weights of a network of one's own. Weights name no code to run, so that is for the caller to say.
+
+    Args:
+        make: called with the keywords that the file holds, as in training.
+
+    Returns:
+        The network, float32 in evaluation mode, and the task it restores.
+
+    Raises:
+        ArtifactError: as :func:`load_checkpoint`; or the file holds a network of this project.
+    """
+    path, described, tensors = _read(path)
+    if OWN not in described["config"]:
+        raise ArtifactError("checkpoint.preset", described["preset"], "a network of one's own", "drop --network")
+    try:
+        network = make(**described["config"][OWN])
+    except TypeError as error:
+        raise ArtifactError("checkpoint.config", described["config"][OWN], "keywords of it", str(error)) from None
+    _fill(network, tensors, path)
+    return network.eval(), described["task"]
+
+
+def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """Where a checkpoint is, its description and its tensors."""
+    with needs_extra("train"):
+        from safetensors import SafetensorError, safe_open
     path = find_checkpoint(name_or_path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -78,14 +139,15 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     described = json.loads(header)
     if described.get("format") != FORMAT:
         raise ArtifactError("checkpoint.format", described.get("format"), FORMAT, "another version of echoir wrote it")
-    network = EchoIR(EchoIRConfig.from_dict(described["config"]))
+    return path, described, tensors
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     try:
-        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        network.load_state_dict(floats)
     except RuntimeError as error:
         raise ArtifactError("checkpoint.tensors", f"{path}", "the tensors its header describes", str(error)) from None
-    return Checkpoint(
-        network.eval(), described["task"], described["preset"], path, sha256_file(path), described["metadata"]
-    )
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:

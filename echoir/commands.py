@@ -10,12 +10,25 @@ import click
 from echoir.runtime.commands import ThreadsType
 
 
+def _let_waiting_threads_sleep() -> None:
+    """Before torch is imported: threads of OpenMP that wait for each other sleep, and do not spin.
+
+    By default they spin for a while at the end of every operator. Where other programs use the cores, a thread then
+    spins through the time slice in which the one it waits for could have run: on two cores with a dozen programs two
+    threads did not finish three steps in 100 s, where one took 9.6 s a step, and two that sleep 11.6 s
+    (docs/training.md). Whoever sets OMP_WAIT_POLICY knows better.
+    """
+    import os
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @click.command()
 @click.option(
     "--task",
-    type=click.Choice(["denoise", "realnoise", "derain", "deblur"]),
-    required=True,
-    help="What to learn to undo.",
+    metavar="NAME|MODULE:ATTRIBUTE",
+    help="What to learn to undo: denoise, realnoise, derain, deblur, one's own, or several as A+B. "
+    "[default: the recipe's]",
 )
 @click.option(
     "--data",
@@ -27,11 +40,16 @@ from echoir.runtime.commands import ThreadsType
 @click.option(
     "--recipe", default="tiny", show_default=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file."
 )
-@click.option("--preset", metavar="NAME", help="Another network than the recipe's.")
+@click.option("--validation", multiple=True, metavar="DIR", help="Watch these pictures, and hold none out of --data.")
+@click.option("--preset", metavar="NAME|MODULE:ATTRIBUTE", help="Another network than the recipe's.")
+@click.option("--loss", metavar="NAME|MODULE:ATTRIBUTE", help="Another loss than the recipe's.")
 @click.option("--strategy", metavar="single-level|as-blo", help="Another strategy than the recipe's.")
 @click.option("--start", metavar="NAME|FILE", help="Weights to start from, such as a single-level warm-up.")
 @click.option("--learning-rate", type=float, help="Another peak learning rate.")
 @click.option("--seed", type=int, help="Fixes initial weights, split, crops and noise.")
+@click.option("--best", metavar="FIGURE", help="Keep the weights where this figure of validation.csv was best, too.")
+@click.option("--lpips/--no-lpips", default=None, help="Measure LPIPS in validations, too.")
+@click.option("--deterministic/--no-deterministic", default=None, help="Use deterministic algorithms alone.")
 @click.option("--autocast/--no-autocast", default=None, help="bfloat16 where PyTorch deems it safe.")
 @click.option("--compile/--no-compile", "compile_", default=None, help="Use torch.compile.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
@@ -41,8 +59,8 @@ from echoir.runtime.commands import ThreadsType
 @click.option("--resume", is_flag=True, help="Go on from the folder's last state.")
 @click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
 def train(
-    task: str,
     data: tuple[str, ...],
+    validation: tuple[str, ...],
     recipe: str,
     start: str | None,
     compile_: bool | None,
@@ -55,23 +73,27 @@ def train(
 ) -> None:
     """Train a network on folders of clean pictures, or of pairs.
 
-    The run's folder receives state.safetensors (to --resume from, after a kill too), log.csv,
-    validation.csv, TensorBoard's events and, at the end, TASK.safetensors: the averaged weights.
+    The run's folder receives recipe.toml and run.json (where it comes from), state.safetensors (to
+    --resume from, after a kill too), log.csv, validation.csv, TensorBoard's events and, at the end,
+    TASK.safetensors: the averaged weights. Ctrl-C and SIGTERM save the state first.
 
     Several GPUs: torchrun --nproc-per-node N -m echoir train ... --device cuda
     """
     from echoir.runtime.errors import needs_extra
     from echoir.runtime.progress import Progress
 
+    _let_waiting_threads_sleep()
     with needs_extra("train"):
         import torch
 
         from echoir.checkpoint import load_checkpoint
         from echoir.data import check_pictures, list_pictures
+        from echoir.degradations import find_task
         from echoir.distributed import join, leave
         from echoir.pack import data_folders
         from echoir.recipe import Recipe
         from echoir.train import Trainer
+        from echoir.validation import LPIPS
 
     folders = data_folders(data)
     if not folders:
@@ -79,17 +101,23 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     resolved = Recipe.load(recipe, compile=compile_, **overrides)
-    folder = Path(output or f"runs/{task}-{resolved.preset}")
+    if resolved.task is None:
+        raise click.UsageError("nothing to learn to undo: give --task, or name a task in the recipe")
+    task = find_task(resolved.task)
+    folder = Path(output or f"runs/{task.name}-{resolved.preset.replace(':', '-')}")
     if (folder / "state.safetensors").exists() and not resume:
         raise click.UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another -o")
     network = load_checkpoint(start).network if start else None
     said: list[str] = []
     pictures = list_pictures(folders, said.append)
-    check_pictures(pictures)
+    watched = list_pictures(data_folders(validation), said.append) if validation else None
+    check_pictures([*pictures, *(watched or ())])
     world = join(device)
-    trainer = Trainer(task, resolved, pictures, folder, world, start=network)
-    if resume:
-        trainer.resume()
+    trainer = Trainer(
+        resolved.task, resolved, pictures, folder, world, note=said.append, start=network, validation=watched
+    )
+    if resume and not trainer.resume():
+        said.append(f"{folder} holds no state to resume from: the run begins")
     first = world.rank == 0
     timed = resolved.minutes is not None
     total, unit = (round(60 * (resolved.minutes or 0)), "seconds") if timed else (resolved.steps, "steps")
@@ -103,7 +131,11 @@ def train(
                 reached = min(round(trainer.seconds), total) if timed else step
                 progress.advance(reached - progress.done, **({"step": step} if timed else {}), **figures)
             else:
-                progress.note(f"step {step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in figures.items()))
+                shown = (
+                    f"{name} {value:.4f}" if name.endswith(LPIPS) else f"{name} {value:.2f} dB"
+                    for name, value in figures.items()
+                )
+                progress.note(f"step {step}: " + ", ".join(shown))
 
         trainer.report, trainer.note = report, progress.note
         path = trainer.run()
@@ -148,6 +180,11 @@ def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool)
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take the first so many pictures.")
+@click.option(
+    "--task", metavar="NAME|MODULE:ATTRIBUTE", help="What clean pictures receive. [default: the model's task]"
+)
+@click.option("--network", metavar="MODULE:ATTRIBUTE", help="What builds the network of MODEL, if it is one's own.")
+@click.option("--lpips", is_flag=True, help="Measure LPIPS, too; its package must be installed.")
 @click.option("--threads", type=ThreadsType(), help="CPU threads. [default: all cores]")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the figures of every picture here.")
 @click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
@@ -158,6 +195,9 @@ def evaluate(
     sigma: tuple[float, ...],
     seed: int,
     limit: int | None,
+    task: str | None,
+    network: str | None,
+    lpips: bool,
     threads: int | None,
     csv_path: str | None,
     log_json: bool,
@@ -174,15 +214,18 @@ def evaluate(
 
     from echoir.runtime.errors import needs_extra
 
+    _let_waiting_threads_sleep()
     with needs_extra("train"):
         import torch
 
-        from echoir.checkpoint import SHIPPED, load_checkpoint
+        from echoir.checkpoint import SHIPPED, load_checkpoint, load_own
         from echoir.data import to_float
+        from echoir.degradations import TASKS, find_task
         from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv
         from echoir.evaluate import evaluate as score
         from echoir.forms import FORMS
         from echoir.metrics import to_8bit
+        from echoir.named import find
         from echoir.samples import open_samples
     from echoir.runtime import Restorer
     from echoir.runtime.files import atomic_write
@@ -196,23 +239,29 @@ def evaluate(
         forms = tuple(FORMS)
     if threads:
         torch.set_num_threads(threads)
-    if model.endswith(".safetensors") or (SHIPPED / f"{model}.safetensors").is_file():
+    if network:
+        own, trained = load_own(model, find(network, "network"))
+        restore: Restore = partial(restore_whole, own)
+    elif model.endswith(".safetensors") or (SHIPPED / f"{model}.safetensors").is_file():
         checkpoint = load_checkpoint(model)
-        task = checkpoint.task
-        restore: Restore = partial(restore_whole, checkpoint.network)
+        trained, restore = checkpoint.task, partial(restore_whole, checkpoint.network)
     else:
         restorer = Restorer.open(model, threads=threads)
-        task, restore = restorer.manifest.task, restorer
+        trained, restore = restorer.manifest.task, restorer
         if restorer.manifest.input.dtype == "uint8":  # a camera's model sees what a camera gives: clipped codes
             restore = lambda image: to_float(restorer(to_8bit(image)))  # noqa: E731 - one branch of three
+    undone = find_task(task) if task else TASKS.get(trained, trained)
     scores: list[Score] = []
-    click.echo(f"{'':>20} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7} {'worst PSNR':>11}")
+    click.echo(
+        f"{'':>20} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7} {'worst PSNR':>11}"
+        + f" {'input LPIPS':>12} {'LPIPS':>7}" * lpips
+    )
     asked = [
         (form, level) for form in (forms or (None,)) for level in ((None,) if form == "clean" else sigma or (None,))
     ]
     for form, level in asked:
         said: list[str] = []
-        samples = open_samples(Path(data), task, form=form, sigma=level, seed=seed, limit=limit, say=said.append)
+        samples = open_samples(Path(data), undone, form=form, sigma=level, seed=seed, limit=limit, say=said.append)
         label = samples.kind if samples.form is None else samples.form
         if samples.sigma is not None and form != "clean":
             label += f" sigma {samples.sigma:g}"
@@ -220,13 +269,14 @@ def evaluate(
             for line in () if scores else said:  # once, not for every level
                 progress.note(line)
             these = []
-            for one in score(restore, samples, task):
+            for one in score(restore, samples, undone, lpips):
                 these.append(one)
                 progress.advance(picture=one.picture)
         average = mean(these)
         click.echo(
             f"{label:>20} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
             f" {average.input_ssim:>11.4f} {average.ssim:>7.4f} {min(one.psnr for one in these):>11.2f}"
+            + (f" {average.input_lpips:>12.4f} {average.lpips:>7.4f}" if lpips else "")
         )
         scores += [replace(one, picture=f"{label}/{one.picture}") for one in (*these, average)]
     if csv_path:

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from echoir.degradations import TASKS
-from echoir.metrics import luma, psnr, ssim, to_8bit
-from echoir.networks.echoir import EchoIR
+from echoir.degradations import TASKS, Task
+from echoir.metrics import luma, perceptual_distance, psnr, ssim, to_8bit
 from echoir.samples import Sample
 
 Restore = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -21,28 +21,36 @@ Restore = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Score:
-    """One picture: PSNR in dB and SSIM, of the degraded input and of the restored output."""
+    """One picture: PSNR in dB, SSIM and LPIPS (None if not asked for), of the degraded input and of the output."""
 
     picture: str
     input_psnr: float
     psnr: float
     input_ssim: float
     ssim: float
+    input_lpips: float | None = None
+    lpips: float | None = None
 
 
-def evaluate(restore: Restore, samples: Iterable[Sample], task: str) -> Iterator[Score]:
+def evaluate(restore: Restore, samples: Iterable[Sample], task: str | Task, lpips: bool = False) -> Iterator[Score]:
     """Score every sample; both images are clipped and rounded to 8 bits before they are compared.
 
     Args:
         restore: float32 [H, W, 3] in, the same out; a :class:`echoir.runtime.Restorer`, or
             :func:`restore_whole` with its network bound.
-        task: decides between RGB and the Y channel.
+        task: decides between RGB and the Y channel; a name that is not in ``TASKS`` means RGB.
+        lpips: measure LPIPS, too.
+
+    Raises:
+        BackendError: LPIPS is asked for, and its package is not installed.
     """
+    known = TASKS.get(task) if isinstance(task, str) else task
     for sample in samples:
         degraded, restored, truth = (
             to_8bit(image) / 255 for image in (sample.degraded, restore(sample.degraded), sample.truth)
         )
-        if task in TASKS and TASKS[task].luma:
+        distances = [perceptual_distance(image, truth) for image in (degraded, restored)] if lpips else []
+        if known is not None and known.luma:
             degraded, restored, truth = (luma(image) for image in (degraded, restored, truth))
         yield Score(
             sample.name,
@@ -50,27 +58,33 @@ def evaluate(restore: Restore, samples: Iterable[Sample], task: str) -> Iterator
             psnr(restored, truth),
             ssim(degraded, truth),
             ssim(restored, truth),
+            *distances,
         )
 
 
 def mean(scores: list[Score]) -> Score:
     """The mean over pictures, as the literature reports it."""
-    figures = {
-        field.name: float(np.mean([getattr(score, field.name) for score in scores])) for field in fields(Score)[1:]
-    }
-    return Score("mean", **figures)
+    names = _figures(scores)
+    return Score("mean", **{name: float(np.mean([getattr(score, name) for score in scores])) for name in names})
 
 
 def to_csv(scores: list[Score]) -> str:
     """A header line and a line per picture."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Score)], lineterminator="\n")
+    columns = ["picture", *_figures(scores)]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(score) for score in scores)
     return text.getvalue()
 
 
-def restore_whole(network: EchoIR, image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _figures(scores: list[Score]) -> list[str]:
+    """The figures that were measured."""
+    names = [field.name for field in fields(Score)[1:]]
+    return [name for name in names if all(getattr(score, name) is not None for score in scores)]
+
+
+def restore_whole(network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """The network on an image in one piece: what tiles are measured against.
 
     Args:

@@ -37,7 +37,7 @@ def clipped(clean: Pixels, sigma: float, rng: np.random.Generator) -> tuple[Pixe
 
 def gray(clean: Pixels, sigma: float, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """A gray picture in three equal channels; not clipped."""
-    luma = np.repeat((clean @ np.float32([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
+    luma = np.repeat((clean @ np.array([0.299, 0.587, 0.114], np.float32))[..., None], 3, axis=2)
     return luma + _white((*clean.shape[:2], 1), sigma, rng), luma
 
 

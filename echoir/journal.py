@@ -49,10 +49,11 @@ class Journal:
             self._board.add_scalar(f"train/{name}", value, step)
 
     def validated(self, step: int, figures: dict[str, float], pictures: Sequence[NDArray[np.uint8]]) -> None:
-        """PSNR in dB by name, and 8-bit pictures [H, W, 3]: degraded, restored and clean side by side."""
+        """Figures by name (PSNR in dB), and 8-bit pictures [H, W, 3]: degraded, restored and clean side by side."""
+        _match_columns(self._validation, ["step", *figures])
         _append(self._validation, {"step": step} | {name: f"{value:.4f}" for name, value in figures.items()})
         for name, value in figures.items():
-            self._board.add_scalar(f"psnr/{name}", value, step)
+            self._board.add_scalar(f"validation/{name}", value, step)
         for number, picture in enumerate(pictures):
             self._board.add_image(f"degraded, restored, clean/{number}", picture, step, dataformats="HWC")
         self.flush()
@@ -66,6 +67,18 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a journal's file, by column."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _match_columns(file: TextIO, columns: list[str]) -> None:
+    """Begin anew, with the old rows put into the new columns, if a resumed run measures something else."""
+    file.flush()
+    rows = read_csv(Path(file.name))
+    if rows and list(rows[0]) != columns:
+        names = list(dict.fromkeys([*columns, *rows[0]]))
+        file.truncate(0)
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _append(file: TextIO, row: dict[str, object]) -> None:

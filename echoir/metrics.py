@@ -1,14 +1,15 @@
-"""Image quality as the restoration field computes it. NumPy only; SSIM comes from scikit-image."""
+"""Image quality as the restoration field computes it. NumPy; SSIM comes from scikit-image, LPIPS from lpips."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echoir.runtime.errors import MissingExtraError
+from echoir.runtime.errors import BackendError, MissingExtraError
 
 
 def psnr(a: NDArray[Any], b: NDArray[Any], peak: float = 1.0) -> float:
@@ -52,6 +53,35 @@ def ssim(a: NDArray[Any], b: NDArray[Any], peak: float = 1.0) -> float:
             channel_axis=2 if a.ndim == 3 else None,
         )
     )
+
+
+def perceptual_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """LPIPS 0.1 with AlexNet (Zhang et al. 2018), by its authors' package: 0 for equal pictures, less is better.
+
+    Args:
+        a, b: [H, W, 3] RGB in [0, 1].
+
+    Raises:
+        BackendError: the package ``lpips`` is not installed, or the weights of AlexNet, which torchvision fetches
+            once, cannot be had.
+    """
+    import torch
+
+    pair = [torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32))[None] for image in (a, b)]
+    with torch.inference_mode():
+        return float(_lpips()(*pair, normalize=True))
+
+
+@cache
+def _lpips() -> Any:
+    try:
+        from lpips import LPIPS
+    except ImportError:
+        raise BackendError("lpips is not installed; run: pip install lpips") from None
+    try:
+        return LPIPS(net="alex", verbose=False).eval()
+    except OSError as error:
+        raise BackendError(f"lpips: the weights of AlexNet cannot be had ({error})") from None
 
 
 def luma(rgb: NDArray[Any]) -> NDArray[np.float64]:

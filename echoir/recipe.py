@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import click
+
+from echoir.runtime.checked import Must, Natural, Positive, Text, parse
+from echoir.runtime.errors import ArtifactError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,8 +21,15 @@ else:
     import tomli as tomllib
 
 SHIPPED = Path(__file__).parent / "recipes"
-STRATEGIES = ("single-level", "as-blo")
-LOSSES = ("l1", "psnr")
+FREE = frozenset({"validate_every", "checkpoint_every", "best", "lpips"})
+"""Fields that a resumed run may change: they say what is looked at and kept, not where training goes."""
+
+Above0 = Annotated[float, Must("a number above 0", lambda value: 0 < value < math.inf)]
+From0 = Annotated[float, Must("a number from 0 up", lambda value: 0 <= value < math.inf)]
+UpTo1 = Annotated[float, Must("a number in (0, 1]", lambda value: 0 < value <= 1)]
+Inside1 = Annotated[float, Must("a number in (0, 1)", lambda value: 0 < value < 1)]
+Share = Annotated[float, Must("a number in [0, 1]", lambda value: 0 <= value <= 1)]
+Below1 = Annotated[float, Must("a number in [0, 1)", lambda value: 0 <= value < 1)]
 
 
 @dataclass(frozen=True)
@@ -31,9 +42,12 @@ class Stage:
         batch: crops per step.
     """
 
-    steps: int
-    patch: int
-    batch: int
+    steps: Positive
+    patch: Positive
+    batch: Positive
+
+    def __post_init__(self) -> None:
+        _hold(self, "stages.")
 
 
 @dataclass(frozen=True)
@@ -54,36 +68,23 @@ class BiLevel:
         look: steps between evaluations of the upper level at z, for the log; 0 for never.
     """
 
-    lossless: float = 0.1
-    mu: float = 1e-4
-    theta: float = 1e-4
-    sigma: float = 1e-3
-    fall: float = 0.1
-    validation: float = 0.5
-    kappa: float = 1.0
-    z_steps: int = 1
-    omega_steps: int = 1
-    beta_rate: float = 1.0
-    omega_rate: float = 1.0
-    z_rate: float = 1.0
-    lower_batch: float = 0.25
-    look: int = 20
+    lossless: From0 = 0.1
+    mu: Above0 = 1e-4
+    theta: Above0 = 1e-4
+    sigma: Above0 = 1e-3
+    fall: UpTo1 = 0.1
+    validation: Inside1 = 0.5
+    kappa: UpTo1 = 1.0
+    z_steps: Positive = 1
+    omega_steps: Positive = 1
+    beta_rate: Above0 = 1.0
+    omega_rate: Above0 = 1.0
+    z_rate: Above0 = 1.0
+    lower_batch: UpTo1 = 0.25
+    look: Natural = 20
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[bool, str]] = {
-            "lossless": (self.lossless >= 0, "a number from 0 on"),
-            **{name: (getattr(self, name) > 0, "a positive number") for name in ("mu", "theta", "sigma")},
-            "fall": (0 < self.fall <= 1, "a number in (0, 1]"),
-            "validation": (0 < self.validation < 1, "a number in (0, 1)"),
-            "kappa": (0 < self.kappa <= 1, "a number in (0, 1]"),
-            **{name: (getattr(self, name) >= 1, "a whole number from 1 on") for name in ("z_steps", "omega_steps")},
-            **{name: (getattr(self, name) > 0, "a positive number") for name in ("beta_rate", "omega_rate", "z_rate")},
-            "lower_batch": (0 < self.lower_batch <= 1, "a number in (0, 1]"),
-            "look": (self.look >= 0, "a whole number from 0 on"),
-        }
-        for name, (holds, needed) in ranges.items():
-            if not holds:
-                raise click.BadParameter(f"bilevel.{name} must be {needed}, got {getattr(self, name)!r}")
+        _hold(self, "bilevel.")
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ class Recipe:
     """Everything that determines a run, besides the images.
 
     Attributes:
-        preset: the network (``echoir.networks.echoir.PRESETS``).
-        network: what to change of the preset, such as ``{"upsampler": "pixelshuffle"}`` (``EchoIRConfig``).
+        preset: the network: a key of ``echoir.networks.echoir.PRESETS``, or one's own as ``"module:attribute"``.
+        network: what to change of the preset, such as ``{"upsampler": "pixelshuffle"}`` (``EchoIRConfig``); the
+            keywords that a network of one's own is called with.
         stages: crop size and batch over time (progressive learning, Restormer).
         learning_rate, final_learning_rate: start and end of the schedule.
         warmup: steps of linear warm-up.
@@ -105,46 +107,54 @@ class Recipe:
         pairs: share of the crops that come from pairs, where there are clean pictures too.
         validate_every, checkpoint_every: steps between validations and resumable states.
         accumulate: batches whose gradients a single-level step averages.
-        loss: of single-level training: ``"l1"``, the mean absolute error; ``"psnr"``, the logarithm of each
-            crop's squared error, which weighs crops of weak noise as much as those of strong noise.
+        loss: of restored and clean crops: a key of ``echoir.losses.LOSSES``, or one's own as ``"module:attribute"``.
         autocast: run the network in bfloat16 where PyTorch deems it safe.
         compile: use ``torch.compile``, once its first step equals an eager one (:mod:`echoir.compiled`).
         minutes: length of the run. The schedule then follows the clock: ``steps`` are where on the way
             through the stages a moment lies, and however many steps fit, the last is at the final rate.
         strategy: ``"single-level"``, or ``"as-blo"`` with its own settings in ``bilevel``.
+        task: what is undone, as :func:`echoir.degradations.find_task` takes it; None leaves it to ``--task``.
+        best: a figure of the validation, such as ``"rgb25"``: the averaged weights are kept where it was best.
+        lpips: measure LPIPS in every validation, too; its package must be installed.
+        deterministic: let PyTorch use deterministic algorithms alone, and say so where there are none.
     """
 
-    preset: str
+    preset: Text
     stages: tuple[Stage, ...]
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    warmup: int = 200
-    hold: int = 0
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    ema: float = 0.999
-    clip: float = 1.0
-    seed: int = 0
-    holdout: int = 8
-    pairs: float = 0.5
-    validate_every: int = 1000
-    checkpoint_every: int = 500
-    accumulate: int = 1
-    loss: str = "l1"
+    learning_rate: Above0 = 1e-3
+    final_learning_rate: From0 = 1e-6
+    warmup: Natural = 200
+    hold: Natural = 0
+    weight_decay: From0 = 1e-4
+    betas: tuple[Below1, Below1] = (0.9, 0.999)
+    ema: Below1 = 0.999
+    clip: Above0 = 1.0
+    seed: Natural = 0
+    holdout: Natural = 8
+    pairs: Share = 0.5
+    validate_every: Positive = 1000
+    checkpoint_every: Positive = 500
+    accumulate: Positive = 1
+    loss: Text = "l1"
     autocast: bool = False
     compile: bool = False
-    minutes: float | None = None
-    strategy: str = "single-level"
-    bilevel: BiLevel = BiLevel()
-    network: Mapping[str, Any] = field(default_factory=dict)
+    minutes: Above0 | None = None
+    strategy: Literal["single-level", "as-blo"] = "single-level"
+    bilevel: BiLevel = field(default_factory=BiLevel)
+    network: dict[str, Any] = field(default_factory=dict)
+    task: Text | None = None
+    best: Text | None = None
+    lpips: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise click.BadParameter(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        if self.loss not in LOSSES:
-            raise click.BadParameter(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        _hold(self)
+        if not self.stages:
+            raise click.BadParameter("stages: found none, needed at least one [[stages]] entry")
         if self.minutes is not None and self.strategy != "single-level":
             raise click.BadParameter("minutes is for single-level training: as-blo's sequences fall by the step")
+        if self.accumulate > 1 and self.strategy != "single-level":
+            raise click.BadParameter(f"accumulate: found {self.accumulate}, needed 1: as-blo does not accumulate")
 
     @property
     def steps(self) -> int:
@@ -184,34 +194,41 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def to_toml(self) -> str:
+        """The recipe as a file that :meth:`load` reads; fields without a value are left out."""
+        values = self.to_dict()
+        tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+        lines = [_line(name, value) for name, value in values.items() if name not in (*tables, "stages")]
+        for stage in values["stages"]:
+            lines += ["\n[[stages]]\n", *(_line(name, value) for name, value in stage.items())]
+        for name, table in tables.items():
+            if table:
+                lines += [f"\n[{name}]\n", *(_line(key, value) for key, value in table.items())]
+        return "".join(lines)
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """Build a recipe from TOML or JSON values.
 
         Raises:
-            click.BadParameter: an unknown or missing field.
+            click.BadParameter: an unknown or missing field, or a value of another type or range than the field's.
         """
-        unknown = set(values) - {known.name for known in fields(cls)}
-        if unknown:
-            raise click.BadParameter(f"unknown field in the recipe: {', '.join(sorted(unknown))}")
-        if not values.get("stages") or "preset" not in values:
-            raise click.BadParameter("a recipe needs a preset and at least one [[stages]] entry")
-        try:
-            stages = tuple(Stage(**stage) for stage in values["stages"])
-            if isinstance(values.get("bilevel"), dict):
-                values = {**values, "bilevel": BiLevel(**values["bilevel"])}
-        except TypeError as error:  # a field that is missing or unknown; the message names it
-            raise click.BadParameter(f"in the recipe: {error}") from None
-        if "betas" in values:
-            values = {**values, "betas": tuple(values["betas"])}
-        return cls(**{**values, "stages": stages})
+        made = dict(values)
+        stages = made.get("stages", ())
+        if not isinstance(stages, (list, tuple)):
+            raise click.BadParameter("stages: needed [[stages]] entries, each with steps, patch and batch")
+        made["stages"] = tuple(_built(Stage, stage, f"stages[{number}].") for number, stage in enumerate(stages))
+        if "bilevel" in made:
+            made["bilevel"] = _built(BiLevel, made["bilevel"], "bilevel.")
+        recipe: Recipe = _built(cls, made)
+        return recipe
 
     @classmethod
     def load(cls, name_or_path: str | Path, **overrides: Any) -> Recipe:
         """Read a TOML file, or a shipped recipe by name; ``overrides`` that are not None win.
 
         Raises:
-            click.BadParameter: no such recipe, or invalid TOML.
+            click.BadParameter: no such recipe, invalid TOML, or as :meth:`from_dict`.
         """
         path = Path(name_or_path)
         if not path.is_file():
@@ -220,7 +237,86 @@ class Recipe:
             names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
             raise click.BadParameter(f"no recipe {str(name_or_path)!r}: give a TOML file or one of {names}")
         try:
-            values = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise click.BadParameter(f"{path}: {error}") from None
         return replace(cls.from_dict(values), **{k: v for k, v in overrides.items() if v is not None})
+
+    def difference(self, before: Mapping[str, Any], step: int) -> tuple[str, Any, Any] | None:
+        """The first field in which a run that was begun otherwise could not go on as this recipe, if there is one.
+
+        A run may be extended: by time, by steps of a stage that is not over, and by stages.
+
+        Args:
+            before: the recipe it was begun with, as :meth:`to_dict` gives it or JSON holds it.
+            step: how many steps it has made.
+
+        Returns:
+            (field, what it was, what it is here), as JSON has them.
+        """
+        now, known = json.loads(json.dumps(self.to_dict())), json.loads(json.dumps(dict(before)))
+        for name in now:
+            was, is_now = known.get(name, now[name]), now[name]  # a field may be younger than the run
+            if name in FREE or was == is_now:
+                continue
+            if name == "stages" and _extends([Stage(**stage) for stage in was], self.stages, step, self.minutes):
+                continue
+            if name == "minutes" and was is not None and is_now is not None and is_now > was:
+                continue
+            return name, was, is_now
+        return None
+
+
+def _extends(before: Sequence[Stage], now: Sequence[Stage], step: int, minutes: float | None) -> bool:
+    """Whether steps made so far are those of both, and none is taken away."""
+    if minutes is not None or sum(s.steps for s in now) < sum(s.steps for s in before) or len(now) < len(before):
+        return False
+    end = 0
+    for old, new in zip(before, now, strict=False):
+        begun = step > end
+        end += old.steps
+        over = step >= end and old is not before[-1]
+        if (begun and replace(old, steps=new.steps) != new) or (over and old.steps != new.steps):
+            return False
+        if begun and new.steps < old.steps:
+            return False
+    return True
+
+
+def _hold(record: Any, where: str = "") -> None:
+    """Hold every field of a recipe's part to its annotation; lists become tuples, whole numbers floats.
+
+    Raises:
+        click.BadParameter: the field, what was found and what is needed.
+    """
+    for name, kind in get_type_hints(type(record), include_extras=True).items():
+        value = getattr(record, name)
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(part, (Stage, BiLevel)) for part in parts):
+            object.__setattr__(record, name, _parsed(kind, value, where + name))
+
+
+def _parsed(kind: Any, value: Any, where: str) -> Any:
+    try:
+        return parse(kind, value, where)
+    except ArtifactError as error:
+        raise click.BadParameter(f"{error.field}: found {error.found}, needed {error.needed}") from None
+
+
+def _built(kind: Any, values: Any, where: str = "") -> Any:
+    if not isinstance(values, Mapping):
+        raise click.BadParameter(f"{where.rstrip('.')}: found {values!r}, needed a table")
+    known = {entry.name: entry for entry in fields(kind)}
+    if unknown := sorted(set(values) - set(known)):
+        raise click.BadParameter(f"{where}{unknown[0]}: no such field; there are {', '.join(known)}")
+    for name, entry in known.items():
+        if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise click.BadParameter(f"{where}{name}: found nothing, needed a value")
+    hints = get_type_hints(kind, include_extras=True)
+    plain = {name: value for name, value in values.items() if name not in ("stages", "bilevel")}
+    return kind(**{**values, **{name: _parsed(hints[name], value, where + name) for name, value in plain.items()}})
+
+
+def _line(name: str, value: Any) -> str:
+    """A field in TOML, which writes plain values as JSON does."""
+    return "" if value is None else f"{name} = {json.dumps(value)}\n"

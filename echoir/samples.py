@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from echoir.data import Picture, Say, check_pictures, find_pairs, list_pictures, read_float
-from echoir.degradations import TASKS, Draw, Task
+from echoir.degradations import TASKS, Draw, Task, find_task
 from echoir.forms import FORMS
 from echoir.runtime.errors import ImageError
 from echoir.runtime.output import displayable
@@ -90,7 +91,7 @@ class Samples:
 
 def open_samples(
     folder: Path,
-    task: str,
+    task: str | Task,
     *,
     form: str | None = None,
     sigma: float | None = None,
@@ -105,7 +106,7 @@ def open_samples(
     crops receive, each picture at a strength of its own.
 
     Args:
-        task: what the checkpoint restores.
+        task: what the checkpoint restores: a key of ``TASKS``, several as ``A+B``, or the task itself.
         form: a key of ``echoir.forms.FORMS``, for clean pictures of denoising; ``"rgb"`` if None.
         sigma: noise level in 8-bit codes for clean pictures of denoising; 25 if None.
         limit: take the first so many by name.
@@ -120,19 +121,25 @@ def open_samples(
         if given:
             raise ImageError(f"{folder}: holds pairs, which are used as they are; drop {given[0]}")
         return Samples(tuple(pairs), None, "pairs", seed=seed)
-    if task not in TASKS:
-        raise ImageError(f"{folder}: {task} needs pairs, such as in the folders input/ and target/ there")
+    if isinstance(task, str):
+        try:
+            task = find_task(task, own=False)
+        except click.BadParameter:
+            raise ImageError(
+                f"{folder}: {task} needs pairs, such as in the folders input/ and target/ there; or a task of one's "
+                "own, named as module:attribute"
+            ) from None
     clean = tuple(list_pictures([folder])[:limit])
-    if task == "denoise":
+    if task is TASKS["denoise"]:
         return noisy_samples(clean, form or "rgb", SIGMA if sigma is None else sigma, seed)
     if given:
-        raise ImageError(f"{given[0][2:]} is about Gaussian noise, and {task} has none; drop {given[0]}")
+        raise ImageError(f"{given[0][2:]} is about Gaussian noise, and {task.name} has none; drop {given[0]}")
     return task_samples(clean, task, seed)
 
 
-def in_training(task: str) -> Degradation:
+def in_training(task: str | Task) -> Degradation:
     """What a clean picture receives in training for a task, as float32 [H, W, 3]."""
-    return partial(_as_in_training, TASKS[task])
+    return partial(_as_in_training, find_task(task, own=False) if isinstance(task, str) else task)
 
 
 def in_form(form: str, sigma: float) -> Degradation:
@@ -145,9 +152,10 @@ def noisy_samples(clean: tuple[Picture, ...], form: str, sigma: float, seed: int
     return Samples(clean, in_form(form, sigma), "gaussian noise", form, sigma, seed)
 
 
-def task_samples(clean: tuple[Picture, ...], task: str, seed: int = SEED) -> Samples:
+def task_samples(clean: tuple[Picture, ...], task: str | Task, seed: int = SEED) -> Samples:
     """Clean pictures with what a task's training crops receive."""
-    return Samples(clean, in_training(task), f"synthetic {task}", seed=seed)
+    task = find_task(task, own=False) if isinstance(task, str) else task
+    return Samples(clean, in_training(task), f"synthetic {task.name}", seed=seed)
 
 
 def _in_form(

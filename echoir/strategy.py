@@ -12,21 +12,22 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
+import click
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import AdamW, Optimizer
 
 from echoir.asblo import ASBLO, Decay
-from echoir.compiled import Choice, Loss, Mode, choose
+from echoir.compiled import Choice, Mode, choose
 from echoir.crops import Batch
 from echoir.distributed import World
+from echoir.losses import Loss, find_loss
 from echoir.networks.echoir import EchoIR
 from echoir.recipe import Recipe
 from echoir.runtime.errors import EchoIRError
 
 UPSAMPLERS = ("up1.", "up2.", "up3.")
-SMALLEST_ERROR = 1e-5  # of a crop's mean square: 50 dB
 WARN_EVERY = 100
 """Steps between notes of a solver that is stuck; the log has it in every row."""
 
@@ -43,8 +44,10 @@ class Strategy(Protocol):
     """Sets of images that a step draws on."""
     parts: int
     """Batches that it takes from each."""
-    notes: list[str]
-    """What a reader of the log should know."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the log should know, in the order in which it was found."""
 
     def step(self, batches: Sequence[Batch], rate: float) -> Mapping[str, float | Tensor]:
         """One step at a learning rate; returns figures to log, ``loss`` first.
@@ -68,15 +71,14 @@ class SingleLevel:
     A step averages the gradients of the recipe's ``accumulate`` batches. On CUDA its loss is not waited for.
     """
 
-    def __init__(self, network: EchoIR, recipe: Recipe, world: World) -> None:
-        self.network, self.recipe, self.world = network, recipe, world
+    def __init__(self, network: nn.Module, recipe: Recipe, world: World, loss: Loss) -> None:
+        self.network, self.recipe, self.world, self.loss = network, recipe, world, loss
         self.sets, self.parts = 1, recipe.accumulate
         fused = world.device.startswith("cuda")
         adamw = AdamW(
             network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay, fused=fused
         )
         self.optimizers: dict[str, Optimizer] = {"network": adamw}
-        self.loss = LOSSES[recipe.loss]
         self._chosen: dict[torch.Size, Choice] = {}
 
     def step(self, batches: Sequence[Batch], rate: float) -> Mapping[str, float | Tensor]:
@@ -120,14 +122,14 @@ class SingleLevel:
 class ASBLOStrategy:
     """The paper's training: beta is the restoration network, omega its Echo-Upsamplers (Eq. 7-16).
 
-    Upper level F: mean absolute error on the second batch. Lower level f: the same on the first
+    Upper level F: the loss (the paper's is ``"l1"``) on the second batch. Lower level f: the same on the first
     batch, plus the losslessness of upsampling. A step costs one forward-backward pass of a whole batch, and two
     and a forward pass of the lower level's share of one.
     """
 
     sets, parts = 2, 1
 
-    def __init__(self, network: EchoIR, recipe: Recipe, world: World) -> None:
+    def __init__(self, network: EchoIR, recipe: Recipe, world: World, loss: Loss) -> None:
         self.network, self.recipe, self.world = network, recipe, world
         self.notes: list[str] = []
         named = dict(network.named_parameters())
@@ -158,7 +160,7 @@ class ASBLOStrategy:
             "omega": self.solver.omega_optimizer,
             "z": self.solver.z_optimizer,
         }
-        losses = partial(functional_call, _Losses(network))
+        losses = partial(functional_call, _Losses(network, loss))
         self.losses = torch.compile(losses, dynamic=False) if recipe.compile else losses
 
     def step(self, batches: Sequence[Batch], rate: float) -> dict[str, float]:
@@ -213,21 +215,36 @@ class ASBLOStrategy:
 class _Losses(nn.Module):
     """A network's losses as one module, so that its parameters can be replaced for a call."""
 
-    def __init__(self, network: EchoIR) -> None:
+    def __init__(self, network: EchoIR, loss: Loss) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.loss = network, loss
 
     def forward(self, degraded: Tensor, clean: Tensor, lossless: float) -> Tensor:
         features = self.network.encode(degraded)
-        loss = (self.network.decode(degraded, *features).float() - clean).abs().mean()
+        loss = self.loss(self.network.decode(degraded, *features).float(), clean)
         if lossless:
             loss = loss + lossless * self.network.losslessness(degraded, *features).float()
         return loss
 
 
-def make_strategy(network: EchoIR, recipe: Recipe, world: World) -> Strategy:
-    """The strategy that the recipe names; its gradients are means over the world's processes."""
-    return (ASBLOStrategy if recipe.strategy == "as-blo" else SingleLevel)(network, recipe, world)
+def make_strategy(network: nn.Module, recipe: Recipe, world: World, loss: Loss | None = None) -> Strategy:
+    """The strategy that the recipe names; its gradients are means over the world's processes.
+
+    Args:
+        loss: in place of the recipe's.
+
+    Raises:
+        click.BadParameter: the recipe's loss is not found, or its strategy needs another network.
+    """
+    loss = loss or find_loss(recipe.loss)
+    if recipe.strategy == "single-level":
+        return SingleLevel(network, recipe, world, loss)
+    if not isinstance(network, EchoIR):
+        raise click.BadParameter(
+            f"strategy: found as-blo for {type(network).__name__}, needed single-level: the lower level is about the "
+            "upsamplers of EchoIR"
+        )
+    return ASBLOStrategy(network, recipe, world, loss)
 
 
 def _autocast(tensor: Tensor, recipe: Recipe) -> AbstractContextManager[None]:
@@ -237,18 +254,6 @@ def _autocast(tensor: Tensor, recipe: Recipe) -> AbstractContextManager[None]:
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def _mean_error(restored: Tensor, clean: Tensor) -> Tensor:
-    return (restored - clean).abs().mean()
-
-
-def _mean_log_error(restored: Tensor, clean: Tensor) -> Tensor:
-    """Half the mean natural logarithm of each crop's squared error; one decibel is 0.115. Below 50 dB it levels off."""
-    return (restored - clean).square().mean((1, 2, 3)).add(SMALLEST_ERROR).log().mean() / 2
-
-
-LOSSES: dict[str, Loss] = {"l1": _mean_error, "psnr": _mean_log_error}
 
 
 def _finite(loss: Tensor) -> float:

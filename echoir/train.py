@@ -1,16 +1,19 @@
 """The training loop: a strategy's steps with an averaged copy of the network, resumable at any step.
 
-A run lives in one folder: ``state.safetensors`` (everything needed to go on), ``log.csv``,
-``validation.csv`` and TensorBoard's events, and at the end ``<task>.safetensors``, the averaged weights.
+A run lives in one folder: ``recipe.toml`` and ``run.json`` (what it is and where it comes from),
+``state.safetensors`` (everything needed to go on), ``log.csv``, ``validation.csv`` and TensorBoard's events, and
+at the end ``<task>.safetensors``, the averaged weights; ``<task>-best.safetensors``, where a recipe names a figure.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +21,30 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from echoir.checkpoint import save_checkpoint
 from echoir.crops import CHUNK, Batch, Crops
 from echoir.data import Picture, split
-from echoir.degradations import TASKS
+from echoir.degradations import TASKS, Task, find_task
 from echoir.distributed import ALONE, World
+from echoir.interrupt import deferred
 from echoir.journal import Journal
-from echoir.metrics import psnr, to_8bit
+from echoir.losses import Loss
+from echoir.named import UNNAMED, find, is_own, name_of
 from echoir.networks.echoir import PRESETS, EchoIR
+from echoir.provenance import code, picture_list
 from echoir.recipe import Recipe
 from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.files import atomic_write
-from echoir.samples import Sample, Samples, noisy_samples, task_samples
+from echoir.state import check_same, fill, read_state, write_state
 from echoir.strategy import DivergedError, make_strategy
 from echoir.utilization import Utilization
+from echoir.validation import Validation
 
-VALIDATION_SIDE = 256
 # Measured (benchmarks/training.py): vector units like channels last.
 LAYOUTS = (torch.channels_last, torch.contiguous_format)  # on a CPU, on CUDA
-WATCHED = (("rgb", 15.0), ("rgb", 25.0), ("rgb", 50.0), ("gray", 25.0), ("jpeg420", 25.0), ("clean", 0.0))
-SHOWN_PICTURES = 4
 SAVE_SECONDS = 60  # between states of a run by the clock
 LOG_EVERY = 20  # steps on CUDA, which need not be waited for; elsewhere every step is logged
 
@@ -49,7 +53,7 @@ class Trainer:
     """One run of a recipe.
 
     Args:
-        task: a key of ``echoir.degradations.TASKS``.
+        task: as :func:`echoir.degradations.find_task` takes it, or the task itself.
         recipe: everything that determines the run besides the images.
         pictures: clean ones and pairs. ``recipe.holdout`` are set aside to watch progress on: pairs, if
             there are any.
@@ -60,17 +64,23 @@ class Trainer:
             (``loss`` among them), and after every validation with its figures.
         note: called with a line that a reader of the log should see.
         start: a network to start from, of the recipe's preset; None draws weights from the seed.
+        network: one's own, in place of the recipe's preset: [N, 3, H, W] in, the same out.
+        loss: one's own, in place of the recipe's: of restored and clean crops.
+        validation: pictures to watch progress on; then none are held out.
+
+    A run whose task, network or loss is an object without a name cannot be resumed, since nothing tells whether it
+    goes on with the same; see :func:`echoir.named.name_of`.
 
     Raises:
-        ArtifactError: the folder holds a damaged state, or a run of another recipe or task.
+        ArtifactError: the folder holds a damaged state, or a run of another recipe, task or pictures.
         BackendError: the device is not here.
-        click.BadParameter: an unknown preset, or an unknown switch of the network.
+        click.BadParameter: something the recipe names is not there, or does not fit the pictures or the network.
         DivergedError: (from :meth:`run`) a loss is no longer finite; the last state on disk is still good.
     """
 
     def __init__(
         self,
-        task: str,
+        task: str | Task,
         recipe: Recipe,
         pictures: Sequence[Picture],
         folder: Path,
@@ -78,34 +88,82 @@ class Trainer:
         report: Callable[..., None] = lambda **_: None,
         note: Callable[[str], None] = lambda _: None,
         start: EchoIR | None = None,
+        *,
+        network: nn.Module | None = None,
+        loss: Loss | None = None,
+        validation: Sequence[Picture] | None = None,
     ) -> None:
-        self.task, self.recipe, self.folder, self.world = task, recipe, folder, world
-        self.report, self.note = report, note
-        pairs, clean = _by_kind(pictures)
-        kept, self.held_out = split(pairs or clean, recipe.holdout, recipe.seed)
-        self.training = [*kept, *clean] if pairs else kept
-        device = world.device
+        self.folder, self.world, self.report, self.note = folder, world, report, note
+        self.task = find_task(task) if isinstance(task, str) else task
+        known = {id(value): name for name, value in TASKS.items()}
+        named = {"task": task if isinstance(task, str) else known.get(id(task), UNNAMED)}
+        if network is not None:
+            named["preset"] = UNNAMED
+        if loss is not None:
+            named["loss"] = name_of(loss)
+        self.recipe = recipe = replace(recipe, **named)  # type: ignore[arg-type]  # a dict of one type
+        self.pictures = list(pictures)
+        self.training, self.held_out = self._divided(validation)
+        self.validation = Validation(self.held_out, self.task, recipe.lpips)
+        if recipe.best is not None:
+            self.validation.require(recipe.best)
         torch.manual_seed(recipe.seed)
-        if recipe.preset not in PRESETS:
-            raise click.BadParameter(f"unknown preset {recipe.preset!r}; there are {', '.join(PRESETS)}")
+        made = _network(recipe) if network is None else network
         try:
-            self.network: EchoIR = EchoIR.from_preset(recipe.preset, **recipe.network).to(device)
-        except (ValueError, TypeError) as error:  # an unknown switch, or an unknown value of one
-            raise click.BadParameter(f"the recipe's network: {error}") from None
+            self.network = made.to(world.device)
         except (RuntimeError, AssertionError) as error:  # no such device, or CUDA that torch was built without
             reason = str(error).splitlines()[0]
-            raise BackendError(f"device {device!r} cannot be used: {reason}") from None
+            raise BackendError(f"device {world.device!r} cannot be used: {reason}") from None
+        self._check_crops()
         if start is not None:
-            if start.config != self.network.config:
-                raise ArtifactError("start", start.config, self.network.config, "the recipe trains another network")
+            if not isinstance(self.network, EchoIR) or start.config != self.network.config:
+                found, needed = start.config, getattr(self.network, "config", recipe.preset)
+                raise ArtifactError("start", found, needed, "the recipe trains another network")
             self.network.load_state_dict(start.state_dict())
-        self.layout = LAYOUTS[torch.device(device).type == "cuda"]
+        self.layout = LAYOUTS[torch.device(world.device).type == "cuda"]
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-        self.strategy = make_strategy(self.network, recipe, world)
+        self.strategy = make_strategy(self.network, recipe, world, loss)
         self.step, self.seconds = 0, 0.0
+        self.best: dict[str, float] | None = None
         self.crops = 0  # trained on since the process began
+        if self.strategy.sets == 2 and not all(self.levels()):
+            share = f"{recipe.bilevel.validation} of {len(self.training)} pictures"
+            raise click.BadParameter(f"bilevel.validation: found {share}, needed at least one for each level")
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _divided(self, validation: Sequence[Picture] | None) -> tuple[list[Picture], list[Picture]]:
+        """What is trained on, and what is watched."""
+        if validation is not None:
+            return self.pictures, list(validation)
+        pairs, clean = _by_kind(self.pictures)
+        among, holdout = pairs or clean, self.recipe.holdout
+        if len(among) <= holdout:
+            kind = "pairs" if pairs else "pictures"
+            needed = f"needed fewer than the {len(among)} {kind}; or watch others with --validation"
+            raise click.BadParameter(f"holdout: found {holdout}, {needed}")
+        kept, held_out = split(among, holdout, self.recipe.seed)
+        return [*kept, *clean] if pairs else kept, held_out
+
+    def _check_crops(self) -> None:
+        """Refuse crops that the network cannot take, before the first step."""
+        for number, stage in enumerate(self.recipe.stages):
+            where = f"stages[{number}].patch: found {stage.patch}"
+            if isinstance(self.network, EchoIR):
+                multiple = self.network.config.alignment
+                if stage.patch % multiple:
+                    raise click.BadParameter(f"{where}, needed a multiple of {multiple}, as the network needs")
+                continue
+            shape = (1, 3, stage.patch, stage.patch)
+            self.network.eval()
+            try:
+                with torch.no_grad():
+                    given = tuple(self.network(torch.zeros(shape, device=self.world.device)).shape)
+            except Exception as error:  # whatever a network of one's own may raise
+                raise click.BadParameter(f"{where}, which the network cannot take: {error}") from None
+            if given != shape:
+                raise click.BadParameter(f"{where}: the network gives {given} for {shape}, needed the same")
+        self.network.train()
 
     @property
     def state_path(self) -> Path:
@@ -118,9 +176,14 @@ class Trainer:
         saved = self.seconds
         every = LOG_EVERY if self.world.device.startswith("cuda") else 1
         with ExitStack() as stack:
+            if self.recipe.deterministic:
+                stack.enter_context(_deterministic())
+            wish = stack.enter_context(deferred())
             watch = stack.enter_context(Utilization(self.world.device))
             # Every process computes the same; the first one keeps the books.
             journal = stack.enter_context(Journal(self.folder, self.step)) if self.world.rank == 0 else None
+            if journal is not None:
+                self._describe()
             for batches in self.batches():
                 position = self.recipe.position(self.step, self.seconds)
                 rate = self.recipe.learning_rate_at(position)
@@ -128,23 +191,24 @@ class Trainer:
                 elapsed = self.world.agreed(time.monotonic() - started)
                 last = self.recipe.position(self.step, elapsed) >= self.recipe.steps
                 self.seconds = elapsed
+                signal = int(self.world.agreed(float(wish.signal)))
                 if self.step % every == 0 or last:
                     known = self._known(figures)
-                if journal is None:
-                    continue
-                if self.step % every == 0 or last:
-                    journal.trained(self.step, self.seconds, rate, known)
-                    self.report(step=self.step, learning_rate=rate, **known)
-                due = self.recipe.minutes is not None and self.seconds - saved > SAVE_SECONDS
-                if self.step % self.recipe.checkpoint_every == 0 or last or due:
-                    self._known(figures)
-                    journal.flush()
-                    self.save_state()
-                    saved = self.seconds
-                if self.step % self.recipe.validate_every == 0 or last:
-                    measured, shown = self.validate()
-                    journal.validated(self.step, measured, shown)
-                    self.report(step=self.step, **measured)
+                if journal is not None:
+                    if self.step % every == 0 or last:
+                        journal.trained(self.step, self.seconds, rate, known)
+                        self.report(step=self.step, learning_rate=rate, **known)
+                    if self.validation.checks and (self.step % self.recipe.validate_every == 0 or last) and not signal:
+                        self._validate(journal)
+                    due = self.recipe.minutes is not None and self.seconds - saved > SAVE_SECONDS
+                    if self.step % self.recipe.checkpoint_every == 0 or last or due or signal:
+                        self._known(figures)
+                        journal.flush()
+                        self.save_state()
+                        saved = self.seconds
+                if signal and not last:
+                    self.note(f"stopped after step {self.step}; its state is saved: go on with --resume")
+                    wish.grant(signal)
         if journal is None:
             return self.checkpoint_path
         if self.crops:
@@ -181,9 +245,9 @@ class Trainer:
     def batches(self) -> Iterator[list[Batch]]:
         """From this step to the end of the schedule: the batches that the strategy asks for."""
         sets = [self.training] if self.strategy.sets == 1 else self.levels()
-        device, task = torch.device(self.world.device), TASKS[self.task]
+        device = torch.device(self.world.device)
         crops = [
-            Crops(pictures, task, (self.recipe.seed, number), device, self.folder, self.recipe.pairs)
+            Crops(pictures, self.task, (self.recipe.seed, number), device, self.folder, self.recipe.pairs)
             for number, pictures in enumerate(sets)
         ]
         parts = self.strategy.parts
@@ -212,93 +276,82 @@ class Trainer:
         return [lower, upper]
 
     def validate(self) -> tuple[dict[str, float], list[NDArray[np.uint8]]]:
-        """The averaged network on the middles of the held-out pictures, degraded in the same way every time.
+        """The averaged network's figures, and pictures; see :meth:`echoir.validation.Validation.measure`."""
+        return self.validation.measure(self.average.module, self.world.device)
 
-        Returns:
-            PSNR in dB by check, and a few pictures of the last one: degraded, restored, clean side by side.
-        """
-        held = tuple(self.held_out)
-        if held and held[0].degraded is not None:
-            checks = {"pairs": Samples(held, None, "pairs")}
-        elif self.task == "denoise":
-            checks = {f"{form}{sigma:g}": noisy_samples(held, form, sigma) for form, sigma in WATCHED}
-        else:
-            checks = {self.task: task_samples(held, self.task)}
-        figures, shown = {}, []
-        for name, samples in checks.items():
-            triples = [self._restored(sample) for sample in samples]
-            figures[name] = float(np.mean([psnr(restored, clean, 255) for _, restored, clean in triples]))
-            shown = [np.concatenate(triple, axis=1) for triple in triples[:SHOWN_PICTURES]]
-        return figures, shown
+    def _validate(self, journal: Journal) -> None:
+        """Measure, report, and keep the weights if they are the best so far."""
+        measured, shown = self.validate()
+        journal.validated(self.step, measured, shown)
+        self.report(step=self.step, **measured)
+        figure = self.recipe.best
+        if figure is not None:
+            value = measured[figure]
+            if self.best is None or Validation.better(figure, value, self.best["value"]):
+                self.best = {"step": self.step, "value": value}
+                self._save_weights(self.best_path, {"best": {"figure": figure, **self.best}})
 
-    @torch.no_grad()
-    def _restored(self, sample: Sample) -> list[NDArray[np.uint8]]:
-        network = self.average.module.eval()
-        top, left = (max(side - VALIDATION_SIDE, 0) // 2 for side in sample.truth.shape[:2])
-        middle = (slice(top, top + VALIDATION_SIDE), slice(left, left + VALIDATION_SIDE))
-        degraded = sample.degraded[middle]
-        image = torch.from_numpy(np.ascontiguousarray(degraded.transpose(2, 0, 1)[None])).to(self.world.device)
-        restored = network(image)[0].permute(1, 2, 0).cpu().numpy()
-        return [to_8bit(part) for part in (degraded, restored, sample.truth[middle])]
+    def _describe(self) -> None:
+        """Write what this run is, and where it comes from."""
+        described = {
+            "code": code(),
+            "pictures": picture_list(self.pictures),
+            "validation": picture_list(self.held_out),
+            "device": self.world.device,
+            "processes": self.world.size,
+            "threads": torch.get_num_threads(),
+            "first_step": self.step + 1,
+        }
+        path = self.folder / "run.json"
+        starts = json.loads(path.read_text()) if self.step and path.exists() else []
+        texts = {"recipe.toml": self.recipe.to_toml(), path.name: json.dumps([*starts, described], indent=2) + "\n"}
+        for name, text in texts.items():
+            with atomic_write(self.folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def save_state(self) -> None:
         """Write everything :meth:`resume` needs, whole or not at all."""
-        from safetensors.torch import save
-
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        tensors |= {f"strategy.{k}": v for k, v in self.strategy.tensors().items()}
-        for name, optimizer in self.strategy.optimizers.items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{name}.{index}.{k}": v for k, v in state.items()}
-        header = {"task": self.task, "step": self.step, "seconds": self.seconds, "recipe": self.recipe.to_dict()}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        with atomic_write(self.state_path) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"state": json.dumps(header)}))
+        header = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "recipe": self.recipe.to_dict(),
+            "pictures": picture_list(self.pictures),
+            "best": self.best,
+        }
+        write_state(self.state_path, header, self.network, self.average, self.strategy)
 
     def resume(self) -> bool:
-        """Continue from the folder's state, if there is one; says whether there was."""
-        from safetensors import SafetensorError, safe_open
+        """Continue from the folder's state, if there is one; says whether there was.
 
+        Fields of the recipe in ``echoir.recipe.FREE`` may have changed, and there may be more steps or minutes.
+        """
         if not self.state_path.exists():
             return False
-        try:
-            with safe_open(self.state_path, framework="pt") as file:
-                header = json.loads(file.metadata()["state"])
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise ArtifactError("state", f"{self.state_path} ({error})", "a state of echoir train") from None
-        if header["task"] != self.task:
-            raise ArtifactError("state.task", header["task"], self.task, "this folder holds another run")
-        # JSON has no tuples: compare what both sides look like after a round trip.
-        recipe = json.loads(json.dumps(self.recipe.to_dict()))
-        for name, value in header["recipe"].items():
-            if recipe.get(name) != value:
-                raise ArtifactError(f"state.recipe.{name}", value, recipe.get(name), "this folder holds another run")
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.network.load_state_dict(part("network."))
-        self.average.load_state_dict(part("average."))
-        for name, optimizer in self.strategy.optimizers.items():
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in part(f"optimizer.{name}.").items():
-                index, entry = key.split(".", 1)
-                state.setdefault(int(index), {})[entry] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        header, tensors = read_state(self.state_path)
+        check_same(header, self.recipe, picture_list(self.pictures))
         self.step, self.seconds = header["step"], header["seconds"]
-        self.strategy.load_tensors(part("strategy."), self.step)
+        fill(tensors, self.step, self.network, self.average, self.strategy)
+        before = header["recipe"]
+        if before.get("best") == self.recipe.best:
+            self.best = header.get("best")
+        if (before["stages"], before["minutes"]) != (self.recipe.to_dict()["stages"], self.recipe.minutes):
+            self.note("the run is extended: from here on, its learning rates are those of the longer schedule")
         return True
 
     @property
     def checkpoint_path(self) -> Path:
-        return self.folder / f"{self.task}.safetensors"
+        return self.folder / f"{self.task.name}.safetensors"
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / f"{self.task.name}-best.safetensors"
 
     def export(self) -> Path:
         """Write the averaged weights as a checkpoint; returns its path."""
-        network = self.average.module
-        assert isinstance(network, EchoIR)  # AveragedModel holds a deep copy, typed as any module
+        self._save_weights(self.checkpoint_path, {})
+        return self.checkpoint_path
+
+    def _save_weights(self, path: Path, more: dict[str, Any]) -> None:
         metadata = {
             "recipe": self.recipe.to_dict(),
             "steps": self.step,
@@ -307,9 +360,44 @@ class Trainer:
             "processes": self.world.size,
             "torch": str(torch.__version__),
             "training_images": len(self.training),
+            **more,
         }
-        save_checkpoint(self.checkpoint_path, network, self.task, self.recipe.preset, metadata)
-        return self.checkpoint_path
+        recipe = self.recipe
+        save_checkpoint(path, self.average.module, self.task.name, recipe.preset, metadata, recipe.network)
+
+
+def _network(recipe: Recipe) -> nn.Module:
+    """The network that a recipe names, on the CPU."""
+    if is_own(recipe.preset):
+        try:
+            network = find(recipe.preset, "preset")(**recipe.network)
+        except TypeError as error:  # not to be called, or not with these keywords
+            raise click.BadParameter(f"preset: {recipe.preset!r} with network = {recipe.network}: {error}") from None
+        if not isinstance(network, nn.Module):
+            found = type(network).__name__
+            raise click.BadParameter(f"preset: {recipe.preset!r} gave {found}, needed a torch.nn.Module")
+        return network
+    if recipe.preset not in PRESETS:
+        names = ", ".join(PRESETS)
+        raise click.BadParameter(f"preset: unknown preset {recipe.preset!r}; there are {names}, or module:attribute")
+    try:
+        return EchoIR.from_preset(recipe.preset, **recipe.network)
+    except (ValueError, TypeError) as error:  # an unknown switch, or an unknown value of one
+        raise click.BadParameter(f"the recipe's network: {error}") from None
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """PyTorch's deterministic algorithms alone; where one is missing, PyTorch says which operator it is."""
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def _by_kind(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:

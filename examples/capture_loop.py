@@ -3,7 +3,7 @@
     python examples/capture_loop.py echoir-denoise-fp32 /dev/video0 --deadline 50
     python examples/capture_loop.py echoir-denoise-fp32 clip.mp4 --frames 20
 
-PyAV (``pip install '.[video]'``) stands for whatever gives you frames; OpenCV's BGR would need ``[..., ::-1]``.
+PyAV (``pip install '.[video]'``) stands for whatever gives you frames; OpenCV's frames need ``colour="BGR"``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from itertools import islice
 
 import av
 
-from echoir.runtime import Restorer
-from echoir.runtime.streams.pipeline import Frame
+from echoir.runtime import Frame, Restorer
 
 
 def camera(name: str) -> Iterator[Frame]:

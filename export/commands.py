@@ -82,7 +82,8 @@ _ENGINE = [
     click.option(
         "--plugin/--no-plugin",
         default=None,
-        help="TensorRT: the upsampler as a plugin or as an ONNX function. [default: the plugin where it can be made]",
+        help="TensorRT: a network's own operators as plugins or as ONNX functions. "
+        "[default: plugins where they can be made]",
     ),
     click.option(
         "--opt-level",
@@ -146,9 +147,15 @@ def engine_options(command: Any) -> Any:
     show_default=True,
     help="What to make; may be repeated. The ONNX is always written; auto adds every engine this machine can build.",
 )
-@click.option("--tile", type=TileType(), default="256", show_default=True, metavar="N|HxW", help="Size of a tile.")
+@click.option(
+    "--tile", type=TileType(), metavar="N|HxW", help="Size of a tile. [default: the network's own, often 256]"
+)
 @click.option("--batch", type=BatchType(), default="1", show_default=True, metavar="N|dynamic", help="Tiles per run.")
-@click.option("--overlap", type=click.IntRange(min=0), default=32, show_default=True, help="Pixels that tiles share.")
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    help="Pixels that tiles share. [default: 32, or more where the network needs it]",
+)
 @click.option(
     "--io",
     type=click.Choice(["float", "uint8"]),
@@ -187,10 +194,6 @@ def export(**options: Any) -> None:
     engine = EngineOptions(**{name: options.pop(name) for name in names})
     request = Request(**options, **gate, engine=engine)
     folder = request.folder
-    if request.overlap >= min(request.tile):
-        raise click.UsageError(
-            f"an overlap of {request.overlap} does not fit tiles of {request.tile[0]} x {request.tile[1]}"
-        )
     if (request.precision == "int8") != (request.calibration is not None):
         raise click.UsageError(
             "int8 needs pictures to set its ranges on: give --calibration DIR"
@@ -225,16 +228,16 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
     from echoir.runtime.sessions import open_model, open_session
 
     with needs_extra("export"):
-        from echoir.checkpoint import load_checkpoint
         from echoir.export.proof.parity import measure_parity
         from echoir.export.proof.report import write_report
         from echoir.export.proof.results import default_gate
         from echoir.export.proof.summary import lines
+        from echoir.export.sources import open_source
         from echoir.samples import SHIPPED, open_samples
 
     opened = open_model(model)
     manifest = opened.manifest
-    checkpoint = load_checkpoint(reference or manifest.checkpoint.name)
+    source = open_source(reference or manifest.checkpoint.name)
     said: list[str] = []
     samples = open_samples(
         options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"], say=said.append
@@ -248,7 +251,7 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
         report = measure_parity(
             manifest,
             session,
-            checkpoint,
+            source,
             samples,
             gate=default_gate(manifest, options["min_psnr"], options["max_drop"]),
             overlap=options["overlap"],

@@ -40,13 +40,13 @@ class EngineOptions:
     """How an engine is built.
 
     Attributes:
-        plugin: True: EchoUpsample by the plugin, or no engine. False: by the ONNX function. None: by
-            the plugin where it can be made. TensorRT-RTX takes no plugins and ignores this.
+        plugin: True: a network's own operators by their plugins, or no engine. False: by ONNX functions. None: by
+            plugins where they can be made. TensorRT-RTX takes no plugins and ignores this.
         optimization_level: 0 to 5; None takes the builder's own, 3. Higher builds longer.
         workspace: memory that a layer may take at most, in MiB; None: all of the device's.
         version_compatible: the engine also loads in later versions of its major version (10.x, 11.x).
             It runs in TensorRT's lean runtime, grows by that runtime (tens of MB) and may be slower;
-            EchoUpsample is the function then.
+            operators are functions then.
         hardware_compatible: the engine also runs on later GPUs than this machine's, from compute
             capability 8.0 up. It may be slower, since it can use only what Ampere has.
     """
@@ -94,7 +94,7 @@ def build_engine(
     """Build a strongly typed engine from an ONNX file.
 
     Args:
-        onnx_path: as :func:`echoir.export.graph.export_onnx` writes it.
+        onnx_path: as :func:`echoir.export.typed.export_onnx` writes it.
         engine_path: appears whole or not at all.
         target: ``"tensorrt-rtx"`` or ``"tensorrt"``.
         compute_capabilities: GPUs the engine is for, e.g. ``["8.6", "8.9"]``. Empty: all of

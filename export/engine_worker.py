@@ -61,13 +61,13 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     G_LOGGER.module_severity = G_LOGGER.ERROR
     start = time.perf_counter()
     logger = _logger(trt)
-    upsampler, source = _adapt(trt, request, gpu.get("compute_capability"))
+    operators, source = _adapt(trt, request, gpu.get("compute_capability"))
     builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt, upsampler))
+    network = builder.create_network(_network_flags(trt, operators))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(source):
         raise RefusedError("; ".join(_describe(parser.get_error(index)) for index in range(parser.num_errors)))
-    if upsampler.startswith("plugin"):
+    if operators.startswith("plugin"):
         _check_plugins(trt, network, source)
     cache = None if rtx else timing_cache(request["module"], trt.__version__, gpu["name"])
     config = _configure(trt, builder, network, request, cache)
@@ -86,7 +86,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     with open(request["engine"], "wb") as file:
         file.write(engine)
     seconds = time.perf_counter() - start
-    details = {"upsampler": upsampler, "options": request["options"]}
+    details = {"operators": operators, "options": request["options"]}
     details |= _read_back(trt, logger, engine, request)
     return {
         "version": trt.__version__,
@@ -112,7 +112,7 @@ def timing_cache(module: str, version: str, gpu: str) -> str:
 
 
 def _adapt(trt: Any, request: dict[str, Any], capability: str | None) -> tuple[str, str]:
-    """Choose plugin or function for EchoUpsample, and give the ONNX file that this parser takes that way.
+    """Choose plugins or functions for the network's own operators, and give the ONNX file that this parser takes so.
 
     Up to TensorRT 10.6 the parser takes a function in the file before a plugin, so the function is
     left out; from 10.7 it takes the registered plugin, from 10.15 if the node names the plugin's
@@ -124,47 +124,37 @@ def _adapt(trt: Any, request: dict[str, Any], capability: str | None) -> tuple[s
         request: of the build.
         capability: of the GPU; None for TensorRT-RTX, which aborts when a plugin is registered.
     """
-    options = request["options"]
+    import onnx
+
+    from echoir.export.operators import operators_in
+
+    options, model = request["options"], onnx.load(request["onnx"])
+    used = operators_in(model)
+    if not used:
+        return "none", request["onnx"]
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    functions = [operator.compiled(kind, opset) for operator, kinds in used.items() for kind in kinds]
     if capability is None or options["plugin"] is False or options["version_compatible"]:
-        return "function", _with_function(request)
+        return "function", _with_functions(request, model, functions)
     target = "8.0" if options["hardware_compatible"] else capability
     embedded = version_of(trt) >= (10, 9)
     try:
-        if embedded:
-            import_module("echoir.export.echo.plugin").aim(target)
-        else:
-            code = import_module("echoir.export.echo.plugin_code").for_class(target)
-            import_module("echoir.runtime.cuda.plugin_class").register(trt, code)
+        for operator in used:
+            operator.register(trt, target, embedded)
     except (ImportError, EchoIRError) as error:
         if options["plugin"]:
             raise RefusedError(f"the plugin cannot be made: {error}") from error
-        return f"function, since the plugin cannot be made here ({error})", _with_function(request)
+        reason = f"function, since the plugin cannot be made here ({error})"
+        return reason, _with_functions(request, model, functions)
     if version_of(trt) >= (10, 7):
         return "plugin" if embedded else "plugin class", request["onnx"]
-    return "plugin class", _with_functions(request, [])
+    return "plugin class", _with_functions(request, model, [])
 
 
-def _with_function(request: dict[str, Any]) -> str:
-    """The ONNX file with EchoUpsample tap by tap."""
+def _with_functions(request: dict[str, Any], model: Any, functions: list[Any]) -> str:
+    """A file of the model with other functions."""
     import onnx
 
-    from echoir.export.echo.function import COMBINES, NAME
-    from echoir.export.echo.taps import tap_function
-
-    model = onnx.load(request["onnx"])
-    node = next((node for node in model.graph.node if node.op_type == NAME), None)
-    if node is None or not model.functions:
-        return str(request["onnx"])
-    values = {attribute.name: attribute.i for attribute in node.attribute}
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return _with_functions(request, [tap_function(values["radius"], COMBINES[values["combine"]], opset)])
-
-
-def _with_functions(request: dict[str, Any], functions: list[Any]) -> str:
-    """A copy of the ONNX file with other functions."""
-    import onnx
-
-    model = onnx.load(request["onnx"])
     del model.functions[:]
     model.functions.extend(functions)
     path = str(Path(request["answer"]).with_name("adapted.onnx"))
@@ -172,24 +162,26 @@ def _with_functions(request: dict[str, Any], functions: list[Any]) -> str:
     return path
 
 
-def _network_flags(trt: Any, upsampler: str) -> int:
+def _network_flags(trt: Any, operators: str) -> int:
     flags = trt.NetworkDefinitionCreationFlag
     value = 1 << int(flags.STRONGLY_TYPED)
-    if upsampler == "plugin":
+    if operators == "plugin":
         value |= 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
     return value
 
 
 def _check_plugins(trt: Any, network: Any, source: str) -> None:
-    """Refuse a parser that was to use the plugin and took the function after all."""
+    """Refuse a parser that was to use plugins and took functions after all."""
     import onnx
 
+    from echoir.export.operators import operator_of
+
     model = onnx.load(source, load_external_data=False)
-    wanted = sum(node.op_type == "EchoUpsample" for node in model.graph.node)
+    wanted = sum(operator_of(node) is not None for node in model.graph.node)
     found = sum(network.get_layer(index).type == trt.LayerType.PLUGIN_V3 for index in range(network.num_layers))
     if found != wanted:
         raise RefusedError(
-            f"TensorRT {trt.__version__} took {found} of {wanted} EchoUpsample nodes as plugins; build with --no-plugin"
+            f"TensorRT {trt.__version__} took {found} of {wanted} nodes as plugins; build with --no-plugin"
         )
 
 
@@ -264,7 +256,7 @@ def _logger(trt: Any) -> Any:
                 self.last_error = message
             elif severity != trt.ILogger.Severity.WARNING:
                 return
-            # Each use of the EchoUpsample function repeats its nodes' names; the parser minds, nobody else.
+            # Each use of an ONNX function repeats its nodes' names; the parser minds, nobody else.
             if "already exists" not in message:
                 print(message, file=sys.stderr, flush=True)
 

@@ -7,90 +7,48 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnxsim
 import torch
 from torch import Tensor, nn
 
-from echoir.export.echo.function import DOMAIN, NAME, echo_function, node_attributes
-from echoir.export.echo.lowering import deployed
-from echoir.networks.echoir import EchoIR
-from echoir.networks.upsampler import EchoUpsampler
+from echoir.export.lowering import lowering_of
+from echoir.export.operators import operators_in
+from echoir.export.reference import IO
+from echoir.runtime.descriptor import CHANNELS, Descriptor
 from echoir.runtime.errors import BackendError
-from echoir.runtime.files import atomic_write
 
-IO = Literal["float", "uint8"]
-Precision = Literal["fp32", "fp16"]
 OPSET = 20  # Gelu became an operator in 20; TensorRT 10.3 reads up to 20
 INPUT, OUTPUT = "input", "output"
 
 
-def export_onnx(
-    network: EchoIR,
-    path: str | Path,
-    *,
-    tile: tuple[int, int],
-    batch: int | None = 1,
-    io: IO = "float",
-    precision: Precision = "fp32",
-) -> tuple[str, ...]:
-    """Write ``network`` as one ONNX file.
+def build_model(
+    network: nn.Module, descriptor: Descriptor, *, tile: tuple[int, int], batch: int | None, io: IO
+) -> onnx.ModelProto:
+    """The simplified float32 graph with the functions of its operators, in memory.
 
     Args:
-        network: any configuration; float32.
-        path: the file to write; it appears whole or not at all.
-        tile: (height, width) of every input in pixels, multiples of :func:`tile_alignment`.
+        network: float32, as its descriptor says.
+        tile: (height, width) of every input in pixels, multiples of ``descriptor.multiple``.
         batch: images per run, or None for any number.
-        io: ``"float"``: float32 NCHW in [0, 1] in, the same out, not clipped. ``"uint8"``: uint8
-            NHWC in [0, 255] in and out; scaling, clipping and rounding happen inside.
-        precision: ``"fp32"``, or ``"fp16"``: weights and most activations in float16, with
-            float32 kept where :mod:`echoir.export.precision` says.
-
-    Returns:
-        Names of the nodes that compute in float32 in an fp16 model; none for fp32.
+        io: the format of input and output; see :func:`echoir.export.typed.export_onnx`.
 
     Raises:
-        ValueError: a tile that does not fit the alignment, or a batch below 1.
-        BackendError: the exporter or the checker refuses the graph.
-        ImageError: the file cannot be written.
+        ValueError: a tile that does not fit the network, or a batch below 1.
+        BackendError: the exporter refuses the network.
     """
-    alignment = tile_alignment(network)
-    if any(side < alignment or side % alignment for side in tile):
-        raise ValueError(f"tile sides must be multiples of {alignment}, got {tile[0]} x {tile[1]}")
+    if any(side < 1 or side % multiple for side, multiple in zip(tile, descriptor.multiple, strict=True)):
+        needed = " x ".join(map(str, dict.fromkeys(descriptor.multiple)))
+        raise ValueError(f"tile sides must be multiples of {needed}, got {tile[0]} x {tile[1]}")
     if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    model = build_model(network, tile=tile, batch=batch, io=io)
-    float32_nodes: tuple[str, ...] = ()
-    if precision == "fp16":
-        from echoir.export.precision import to_fp16
-
-        model, float32_nodes = to_fp16(model)
-    onnx.checker.check_model(model, full_check=True)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
-    return float32_nodes
-
-
-def tile_alignment(network: EchoIR) -> int:
-    """What both sides of a tile must be multiples of, in pixels.
-
-    The network halves the tile several times; the block form of EchoUpsample then needs sides that
-    are multiples of twice its radius.
-    """
-    radii = [m.radius for m in network.modules() if isinstance(m, EchoUpsampler)]
-    return network.config.alignment * max((2 * max(radius, 1) for radius in radii), default=1)
-
-
-def build_model(network: EchoIR, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:
-    """The simplified float32 graph with its function, in memory; arguments as for :func:`export_onnx`."""
-    module = _Deployment(deployed(network), io).eval()
-    shape = (batch or 2, 3, *tile) if io == "float" else (batch or 2, *tile, 3)
+    module = _Deployment(lowering_of(descriptor.architecture).rewrite(network), io).eval()
+    channels = CHANNELS[descriptor.input]
+    shape = (batch or 2, channels, *tile) if io == "float" else (batch or 2, *tile, channels)
     example = torch.zeros(shape, dtype=torch.float32 if io == "float" else torch.uint8)
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
-    with opaque_upsampling(), _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
@@ -107,48 +65,26 @@ def build_model(network: EchoIR, *, tile: tuple[int, int], batch: int | None, io
     assert program is not None
     model = program.model_proto
     _name_by_module(model)
-    _add_functions(model, network)
+    _add_functions(model)
     model, sound = onnxsim.simplify(model)
     if not sound:
         raise BackendError("onnxsim changed what the graph computes; this is a defect, please report it")
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
-@contextmanager
-def opaque_upsampling() -> Iterator[None]:
-    """While active, an exported :class:`EchoUpsampler` holds one ``echoir::EchoUpsample`` node."""
-
-    def upsample(self: EchoUpsampler, down: Tensor, guide: Tensor) -> Tensor:
-        n, c, h, w = down.shape
-        return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{NAME}",
-            (down, guide, self.log_sigma_spatial.exp(), self.log_sigma_range.exp()),
-            attrs={**node_attributes(self.radius, self.combine)},
-            dtype=down.dtype,
-            shape=(n, c, 2 * h, 2 * w),
-            version=1,
-        )
-
-    original = EchoUpsampler.upsample
-    EchoUpsampler.upsample = upsample  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        EchoUpsampler.upsample = original  # type: ignore[method-assign]
-
-
 class _Deployment(nn.Module):
     """The network between the input and output formats of a device."""
 
-    def __init__(self, network: EchoIR, io: IO) -> None:
+    def __init__(self, network: nn.Module, io: IO) -> None:
         super().__init__()
         self.network, self.io = network, io
 
     def forward(self, x: Tensor) -> Tensor:
         if self.io == "float":
-            return self.network(x)
+            output: Tensor = self.network(x)
+            return output
         # TensorRT takes uint8 at inputs and outputs only, next to a cast.
-        restored = self.network(x.float().permute(0, 3, 1, 2) * (1 / 255))
+        restored: Tensor = self.network(x.float().permute(0, 3, 1, 2) * (1 / 255))
         return (restored.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
@@ -203,15 +139,14 @@ def _name_by_module(model: onnx.ModelProto) -> None:
     del model.graph.metadata_props[:]
 
 
-def _add_functions(model: onnx.ModelProto, network: EchoIR) -> None:
-    """Give the model the function its EchoUpsample nodes call."""
-    kinds = {(m.radius, m.combine) for m in network.modules() if isinstance(m, EchoUpsampler)}
-    if len(kinds) > 1:
-        raise BackendError(f"one file holds one kind of EchoUpsample, this network has {sorted(kinds)}")
+def _add_functions(model: onnx.ModelProto) -> None:
+    """Give the model the functions its own operators' nodes call."""
     imports = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     del model.functions[:]
-    for radius, combine in kinds:
-        model.functions.append(echo_function(radius, combine, OPSET))
-        imports.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    for operator, kinds in operators_in(model).items():
+        if len(kinds) > 1:
+            raise BackendError(f"one file holds one kind of {operator.name}, this network has {kinds}")
+        model.functions.append(operator.function(kinds[0], OPSET))
+        imports.append(onnx.helper.make_opsetid(operator.domain, 1))
     del model.opset_import[:]
     model.opset_import.extend(imports)

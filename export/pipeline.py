@@ -11,34 +11,36 @@ from typing import Any, Literal
 import click
 
 from echoir import __version__
-from echoir.checkpoint import SHIPPED as SHIPPED_WEIGHTS
-from echoir.checkpoint import Checkpoint, load_checkpoint
 from echoir.export.engine import MODULES, EngineOptions, EngineTarget, build_engine
-from echoir.export.graph import INPUT, OPSET, OUTPUT, export_onnx, tile_alignment
+from echoir.export.graph import INPUT, OPSET, OUTPUT
 from echoir.export.proof.parity import measure_parity
 from echoir.export.proof.report import write_report
 from echoir.export.proof.results import GATES, ParityReport, default_gate
 from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_against, verdict
 from echoir.export.reference import IO
+from echoir.export.sources import Source, open_source
+from echoir.export.typed import export_onnx
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.descriptor import Network
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
 from echoir.runtime.files import set_aside, staged
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
-    CheckpointRecord,
     Engine,
     Manifest,
     Model,
     Precision,
     TensorSpec,
     Tile,
+    check_tile,
 )
 from echoir.runtime.output import displayable
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
 from echoir.samples import SHIPPED, Samples, open_samples
+
+OVERLAP = 32  # pixels that tiles share, unless told
 
 Target = Literal["auto", "onnx", "tensorrt", "tensorrt-rtx"]
 
@@ -51,9 +53,10 @@ class Request:
         weights: a shipped checkpoint's name, or a file.
         precision: ``"fp16"``, ``"fp32"`` or ``"int8"``.
         targets: ``"auto"`` is every engine this machine can build; the ONNX is always made.
-        tile: (height, width) in pixels, multiples of :func:`echoir.export.onnx_export.tile_alignment`.
+        tile: (height, width) in pixels, multiples of the network's; None takes the one that the network likes.
         batch: tiles per run; None leaves it open.
-        overlap: pixels that neighbouring tiles share at least, the artifact's default.
+        overlap: pixels that neighbouring tiles share at least, the artifact's default; None takes 32, or more where
+            the network needs it.
         io: ``"float"`` (float32 NCHW in [0, 1]) or ``"uint8"`` (NHWC).
         compute_capabilities: GPUs an engine is for, as ``"8.9"``; empty takes the builder's default.
         engine: how engines are built.
@@ -70,9 +73,9 @@ class Request:
     weights: str = "denoise"
     precision: Literal["fp16", "fp32", "int8"] = "fp16"
     targets: tuple[Target, ...] = ("auto",)
-    tile: tuple[int, int] = (256, 256)
+    tile: tuple[int, int] | None = None
     batch: int | None = 1
-    overlap: int = 32
+    overlap: int | None = None
     io: IO = "float"
     compute_capabilities: tuple[str, ...] = ()
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -90,6 +93,20 @@ class Request:
     def name(self) -> str:
         """Of the artifact: ``denoise-fp16``, ``denoise-fp16-uint8``."""
         return displayable(f"{Path(self.weights).stem}-{self.precision}") + ("-uint8" if self.io == "uint8" else "")
+
+    def settled(self, network: Descriptor) -> Request:
+        """With tile and overlap chosen, and held to what the network needs.
+
+        Raises:
+            click.BadParameter: they do not fit.
+        """
+        height, width = self.tile or network.tile
+        overlap = max(OVERLAP, network.overlap) if self.overlap is None else self.overlap
+        try:
+            check_tile(network, height, width, overlap)
+        except ArtifactError as error:  # its fields are the options' names
+            raise click.BadParameter(str(error)) from None
+        return replace(self, tile=(height, width), overlap=overlap)
 
     @property
     def folder(self) -> Path:
@@ -127,11 +144,14 @@ class Export:
         return [*text, *(f"left out {target}: {why}" for target, why in self.left_out), *self.notes]
 
 
-def export_artifact(request: Request, *, log_json: bool = False) -> Export:
+def export_artifact(request: Request, source: Source | None = None, *, log_json: bool = False) -> Export:
     """Make a folder with the ONNX, the engines asked for, their manifests, ``parity.json`` and ``report.html``.
 
     The folder appears whole or not at all; an earlier one of that name is replaced. Progress goes
     to standard error.
+
+    Args:
+        source: what ``request.weights`` names, if it is open already.
 
     Raises:
         ArtifactError: the checkpoint cannot be used, or the result is not what its manifest says.
@@ -141,13 +161,12 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
         ImageError: pictures cannot be read, or the folder cannot be written.
         click.BadParameter: a tile that the network does not take.
     """
-    checkpoint = load_checkpoint(request.weights)
-    alignment, (height, width) = tile_alignment(checkpoint.network), request.tile
-    if height % alignment or width % alignment:
-        raise click.BadParameter(f"tile of {height} x {width}: this network wants multiples of {alignment} pixels")
+    if source is None:
+        source = open_source(request.weights)
+    request = request.settled(source.descriptor)
     said: list[str] = []
     samples = open_samples(
-        request.images or SHIPPED, checkpoint.task, sigma=request.sigma, limit=request.limit, say=said.append
+        request.images or SHIPPED, source.descriptor.task, sigma=request.sigma, limit=request.limit, say=said.append
     )
     wanted = engines(request.targets)
     for target in (target for target, required in wanted.items() if required):
@@ -156,14 +175,14 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
             raise MissingExtraError(module, extra)
     int8, memory = None, request.folder.absolute().with_name(f".{request.folder.name}.search.json")
     if request.precision == "int8":
-        int8 = _prepare(request, checkpoint, samples, memory, log_json)
+        int8 = _prepare(request, source, samples, memory, log_json)
     steps = 1 + len(samples) + len(wanted)
     with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
         for line in said:
             progress.note(line)
-        artifact = _make_onnx(request, checkpoint, stage, int8)
+        artifact = _make_onnx(request, source, stage, int8)
         progress.advance(last=artifact.model_path.name)
-        artifact, report = _prove(request, checkpoint, artifact, samples, progress)
+        artifact, report = _prove(request, source, artifact, samples, progress)
         if int8 is not None:
             report = replace(report, int8=int8.sensitivity)
         write_report(report, stage)
@@ -172,7 +191,7 @@ def export_artifact(request: Request, *, log_json: bool = False) -> Export:
             raise GateError(f"{request.name}: {'; '.join(report.failures)}; kept aside in {kept}")
         built, left_out = _build_engines(request, artifact, wanted, progress)
         for index, engine in enumerate(built):
-            built[index], failures = _prove_engine(request, checkpoint, engine, samples, progress)
+            built[index], failures = _prove_engine(request, source, engine, samples, progress)
             if failures:
                 kept = set_aside(stage, request.folder)
                 raise GateError(f"{engine.manifest.name}: {'; '.join(failures)}; kept aside in {kept}")
@@ -188,7 +207,7 @@ def engines(targets: tuple[Target, ...]) -> dict[EngineTarget, bool]:
     return {target: target in targets for target in MODULES if target in targets or "auto" in targets}
 
 
-def _prepare(request: Request, checkpoint: Checkpoint, samples: Samples, memory: Path, log_json: bool) -> Int8:
+def _prepare(request: Request, source: Source, samples: Samples, memory: Path, log_json: bool) -> Int8:
     """Calibrate and choose layers, on other pictures than the gate's."""
     if request.calibration is None:
         raise ImageError("int8 needs pictures to calibrate on: give --calibration DIR")
@@ -201,8 +220,9 @@ def _prepare(request: Request, checkpoint: Checkpoint, samples: Samples, memory:
     memory.parent.mkdir(parents=True, exist_ok=True)
     budget = GATES["int8"].max_drop if request.max_drop is None else request.max_drop
     assert budget is not None
+    assert request.tile is not None
     return prepare(
-        checkpoint,
+        source,
         request.calibration,
         budget,
         tile=request.tile,
@@ -214,32 +234,32 @@ def _prepare(request: Request, checkpoint: Checkpoint, samples: Samples, memory:
     )
 
 
-def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8 | None) -> Artifact:
+def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None) -> Artifact:
     import onnx
     import torch
 
+    assert request.tile is not None
+    assert request.overlap is not None
     path = stage / f"{request.name}.onnx"
-    network = checkpoint.network
     if int8 is not None:
         precision = export_int8(path, int8, remainder=request.remainder)
     else:
         assert request.precision != "int8"
         float32 = export_onnx(
-            network, path, tile=request.tile, batch=request.batch, io=request.io, precision=request.precision
+            source, path, tile=request.tile, batch=request.batch, io=request.io, precision=request.precision
         )
         precision = Precision(request.precision, {"float32": float32} if float32 else {})
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
     manifest = Manifest(
         name=request.name,
-        task=checkpoint.task,
-        network=Network(checkpoint.preset, sum(p.numel() for p in network.parameters()), network.config.to_dict()),
-        checkpoint=CheckpointRecord(_recorded(request.weights, checkpoint), checkpoint.sha256),
+        network=source.descriptor,
+        checkpoint=source.record,
         model=Model("onnxruntime"),
         precision=precision,
         calibration=None if int8 is None else int8.record,
-        tile=Tile(*request.tile, request.overlap, tile_alignment(network), request.batch),
-        input=TensorSpec(INPUT, **tensor),
-        output=TensorSpec(OUTPUT, **tensor),
+        tile=Tile(*request.tile, request.overlap, request.batch),
+        input=TensorSpec(INPUT, **tensor, colour=source.descriptor.input),
+        output=TensorSpec(OUTPUT, **tensor, colour=source.descriptor.output),
         versions={
             "echoir": __version__,
             "torch": str(torch.__version__),
@@ -250,13 +270,8 @@ def _make_onnx(request: Request, checkpoint: Checkpoint, stage: Path, int8: Int8
     return write_artifact(manifest, path)
 
 
-def _recorded(weights: str, checkpoint: Checkpoint) -> str:
-    """How the manifest names the checkpoint: a shipped one by its name, another by its file's."""
-    return displayable(checkpoint.path.stem if checkpoint.path.parent == SHIPPED_WEIGHTS else checkpoint.path.name)
-
-
 def _prove(
-    request: Request, checkpoint: Checkpoint, artifact: Artifact, samples: Samples, progress: Progress
+    request: Request, source: Source, artifact: Artifact, samples: Samples, progress: Progress
 ) -> tuple[Artifact, ParityReport]:
     """Measure the ONNX, and write the figures into its manifest."""
     manifest = artifact.manifest
@@ -264,7 +279,7 @@ def _prove(
         report = measure_parity(
             manifest,
             session,
-            checkpoint,
+            source,
             samples,
             gate=default_gate(manifest, request.min_psnr, request.max_drop),
             threads=request.threads,
@@ -327,7 +342,7 @@ def _build_engine(request: Request, source: Artifact, target: EngineTarget, prog
 
 
 def _prove_engine(
-    request: Request, checkpoint: Checkpoint, artifact: Artifact, samples: Samples, progress: Progress
+    request: Request, source: Source, artifact: Artifact, samples: Samples, progress: Progress
 ) -> tuple[Artifact, tuple[str, ...]]:
     """Measure an engine like its source if the GPU it is for is in this machine; and what its gate says."""
     try:
@@ -340,5 +355,5 @@ def _prove_engine(
         raise
     if progress.total is not None:
         progress.total += len(samples)
-    artifact, report = _prove(request, checkpoint, artifact, samples, progress)
+    artifact, report = _prove(request, source, artifact, samples, progress)
     return artifact, tuple(report.failures)

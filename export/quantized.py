@@ -1,7 +1,8 @@
-"""The INT8 artifact: calibrate a checkpoint, choose its layers, and write the graph with Q/DQ."""
+"""The INT8 artifact: calibrate a network, choose its layers, and write the graph with Q/DQ."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from echoir.calibration.ranges import open_model
 from echoir.calibration.sampler import Practice, Tiles, sample
 from echoir.calibration.search import Choice
 from echoir.calibration.sensitivity import groups
-from echoir.checkpoint import Checkpoint
 from echoir.data import check_pictures, list_pictures, read_float
 from echoir.degradations import TASKS
-from echoir.export.graph import IO, build_model, tile_alignment
+from echoir.export.lowering import Lowering, lowering_of
 from echoir.export.precision import to_fp16
+from echoir.export.reference import IO
+from echoir.export.sources import Source
 from echoir.runtime.errors import GateError
 from echoir.runtime.files import atomic_write
 from echoir.runtime.manifest import Calibration, Precision
@@ -44,12 +46,14 @@ class Int8:
         choice: the layers, and what they cost.
         tiles: that it rests on.
         plain: the float32 graph for the artifact's own tile, batch and format, not equalized.
+        lowering: of the network.
     """
 
     calibrated: Calibrated
     choice: Choice
     tiles: Tiles
     plain: onnx.ModelProto
+    lowering: Lowering
 
     @property
     def record(self) -> Calibration:
@@ -108,7 +112,7 @@ class Int8:
 
 
 def prepare(
-    checkpoint: Checkpoint,
+    source: Source,
     folder: Path,
     budget: float,
     *,
@@ -119,12 +123,12 @@ def prepare(
     threads: int | None = None,
     log_json: bool = False,
 ) -> Int8:
-    """Calibrate a checkpoint on a folder of pictures and choose what goes to INT8.
+    """Calibrate a network on a folder of pictures and choose what goes to INT8.
 
     Args:
         folder: clean pictures, degraded here as the task is, or pairs in ``input/`` and ``target/``.
         budget: the largest drop in dB.
-        tile, batch, io: of the artifact, as for :func:`echoir.export.graph.export_onnx`; calibration
+        tile, batch, io: of the artifact, as for :func:`echoir.export.typed.export_onnx`; calibration
             tiles are no larger.
         memory: keeps measurements of the search, and lets it resume.
         threads: of ONNX Runtime.
@@ -133,18 +137,21 @@ def prepare(
         ImageError: the folder will not do; the message says why.
         GateError: not one layer fits the budget.
     """
-    alignment = tile_alignment(checkpoint.network)
-    side = min(SIDE, *tile) // alignment * alignment
+    lowering = lowering_of(source.descriptor.architecture)
+    multiple, task = math.lcm(*source.descriptor.multiple), source.descriptor.task
+    side = min(SIDE, *tile) // multiple * multiple
     said: list[str] = []
     pictures = list_pictures([folder], said.append)
     check_pictures(pictures)
     sources = [(picture.clean, picture.degraded) for picture in pictures]
-    tiles = sample(sources, checkpoint.task, practice(checkpoint.task), read_float, side=side)
-    model = build_model(checkpoint.network, tile=(side, side), batch=1, io="float")
+    tiles = sample(sources, task, practice(task), read_float, side=side)
+    model = source.graph(tile=(side, side), batch=1, io="float")
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json) as progress:
         for line in said:
             progress.note(line)
-        calibrated = calibrate(model, tiles, threads=threads, on_step=lambda _: progress.advance())
+        calibrated = calibrate(
+            model, tiles, structure=lowering.int8, threads=threads, on_step=lambda _: progress.advance()
+        )
     count = len(groups(calibrated.graph))
     with Progress("sensitivity", count, "groups", log_json=log_json) as progress:
         choice = choose(
@@ -161,8 +168,8 @@ def prepare(
             f"no layer fits a budget of {budget:g} dB in INT8: {cheapest.group.name}, the cheapest, alone costs "
             f"{cheapest.drop:.3f} dB; export with --precision fp16, or allow more with --max-drop"
         )
-    plain = build_model(checkpoint.network, tile=tile, batch=batch, io=io)
-    return Int8(calibrated, choice, tiles, plain)
+    plain = source.graph(tile=tile, batch=batch, io=io)
+    return Int8(calibrated, choice, tiles, plain, lowering)
 
 
 def export_int8(path: Path, int8: Int8, *, remainder: Remainder = "fp16") -> Precision:
@@ -183,7 +190,7 @@ def export_int8(path: Path, int8: Int8, *, remainder: Remainder = "fp16") -> Pre
     kept = [layer.name for layer in int8.calibrated.graph.layers if layer.name not in names]
     higher = {"float32": tuple(kept)}
     if remainder == "fp16":
-        model, float32 = to_fp16(model)
+        model, float32 = to_fp16(model, int8.lowering)
         higher = {"float16": tuple(name for name in kept if name not in float32), "float32": float32}
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
@@ -200,7 +207,7 @@ def time_against(int8: Int8, path: Path, *, threads: int | None = None) -> dict[
         int8: of a fixed batch.
         path: what :func:`export_int8` wrote.
     """
-    models = {"int8": onnx.load(path), "fp16": to_fp16(int8.plain)[0], "fp32": int8.plain}
+    models = {"int8": onnx.load(path), "fp16": to_fp16(int8.plain, int8.lowering)[0], "fp32": int8.plain}
     sessions = {name: open_model(one, threads) for name, one in models.items()}
     kind = int8.plain.graph.input[0].type.tensor_type
     rng = np.random.default_rng(0)

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from echoir.networks.echoir import EchoIR
+from torch import nn
 
 IO = Literal["float", "uint8"]
 
@@ -21,11 +20,11 @@ class PyTorchSession:
 
     Args:
         network: float32, in evaluation mode.
-        io: ``"float"`` takes and gives float32 [N, 3, H, W]; ``"uint8"`` uint8 [N, H, W, 3].
+        io: ``"float"`` takes and gives float32 [N, C, H, W]; ``"uint8"`` uint8 [N, H, W, C].
         threads: of PyTorch's pool, for the whole process; None leaves it as it is.
     """
 
-    def __init__(self, network: EchoIR, *, io: IO = "float", threads: int | None = None) -> None:
+    def __init__(self, network: nn.Module, *, io: IO = "float", threads: int | None = None) -> None:
         self.network, self.io = network.eval(), io
         if threads is not None:
             torch.set_num_threads(threads)

@@ -28,8 +28,6 @@ from echoir.runtime.onnx_session import model_source, session_options
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-UPSAMPLERS = ("up1", "up2", "up3")  # the network's own names; the exporter keeps them in node names
-OPERATOR = "EchoUpsample"
 # Worker threads of one library keep spinning for a moment after its run and would slow the next one's.
 PAUSE = 0.01  # seconds
 
@@ -175,14 +173,14 @@ class Profile:
     Args:
         milliseconds: per run, all operators together.
         operators: by operator type, largest first.
-        upsamplers: by upsampler, everything in it: reduction, guide, operator, projection.
-        upsample_operator: EchoUpsample proper, within the upsamplers.
+        modules: by outermost module of the network, largest first, as far as the names of nodes tell.
+        functions: by operator of the network's own, within the modules.
     """
 
     milliseconds: float
     operators: dict[str, float]
-    upsamplers: dict[str, float] = field(default_factory=dict)
-    upsample_operator: float = 0.0
+    modules: dict[str, float] = field(default_factory=dict)
+    functions: dict[str, float] = field(default_factory=dict)
 
 
 def profile_onnxruntime(artifact: Artifact, batch: int, threads: int, runs: int = 5) -> Profile:
@@ -217,29 +215,26 @@ def after_first_run(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summarise(events: Iterable[dict[str, Any]], runs: int) -> Profile:
-    """Add up the profiler's operator events by operator type and by upsampler."""
+    """Add up the profiler's operator events by operator type, by module and by function."""
     operators: Counter[str] = Counter()
-    upsamplers: Counter[str] = Counter(dict.fromkeys(UPSAMPLERS, 0))
-    proper = total = 0
-    for event, (level, operator) in attribute(sorted(events, key=lambda e: e["ts"])):
-        total += event["dur"]
+    modules: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for event, (module, function) in attribute(sorted(events, key=lambda e: e["ts"])):
         operators[event["args"]["op_name"]] += event["dur"]
-        if level:
-            upsamplers[level] += event["dur"]
-            proper += event["dur"] if operator else 0
-    return Profile(
-        milliseconds=total / 1e3 / runs,
-        operators={kind: micros / max(total, 1) for kind, micros in operators.most_common()},
-        upsamplers={level: micros / max(total, 1) for level, micros in upsamplers.items()},
-        upsample_operator=proper / max(total, 1),
-    )
+        if module:
+            modules[module] += event["dur"]
+        if function:
+            functions[function] += event["dur"]
+    total = max(operators.total(), 1)
+    shares = ({name: micros / total for name, micros in part.most_common()} for part in (operators, modules, functions))
+    return Profile(operators.total() / 1e3 / runs, *shares)
 
 
-def attribute(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], tuple[str, bool]]]:
-    """Find each operator event's upsampler, and whether it is part of the operator proper.
+def attribute(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], tuple[str, str]]]:
+    """Find each operator event's module, and the function that it is part of.
 
-    Exported nodes are named by module (``up1/reduce/Conv``). ONNX Runtime inlines the EchoUpsample
-    function under names without the module, which run between that module's own nodes; and it
+    Exported nodes are named by module (``up1/reduce/Conv``). ONNX Runtime inlines functions under names
+    without the module (``_inlfunc_NAME_...``), which run between that module's own nodes; and it
     inserts nodes that change layout or type: one before the node that needs it, or after the node
     whose result it changes back.
 
@@ -247,24 +242,24 @@ def attribute(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], tu
         events: in the order they ran.
 
     Returns:
-        With each event ``(upsampler, operator proper)``; the upsampler is empty elsewhere.
+        With each event ``(outermost module, function)``; either may be empty.
     """
-    owners: list[tuple[str, bool] | None] = []
-    level = ""
+    owners: list[tuple[str, str] | None] = []
+    module = ""
     for event in events:
         name, kind = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
-        if named := re.search(r"(?:^|[/_])(up[123])/", name):
-            level = named[1]
-            owners.append((level, False))
-        elif OPERATOR in name:
-            owners.append((level, True))
+        if inlined := re.match(r"_inlfunc_([^_]+)_", name):
+            owners.append((module, inlined[1]))
+        elif "/" in name:
+            module = name.strip("/").split("/")[0]
+            owners.append((module, ""))
         elif kind == "ReorderInput":
             owners.append(None)
-        elif kind == "ReorderOutput" or ("/" not in name and ("_token_" in name or kind == "Cast")):
-            owners.append(owners[-1] if owners else ("", False))
+        elif kind == "ReorderOutput" or "_token_" in name or kind == "Cast":
+            owners.append(owners[-1] if owners else ("", ""))
         else:
-            owners.append(("", False))
-    after: tuple[str, bool] = ("", False)
+            owners.append(("", ""))
+    after: tuple[str, str] = ("", "")
     found = []
     for event, owner in zip(reversed(events), reversed(owners), strict=True):
         after = after if owner is None else owner
@@ -337,18 +332,21 @@ def as_text(result: dict[str, Any], operators: int = 8) -> str:
 
 
 def _profile_text(profile: dict[str, Any], operators: int) -> list[str]:
-    shares = list(profile["operators"].items())
-    shown, rest = shares[:operators], shares[operators:]
     lines = [f"time in operators, {profile['milliseconds']:.1f} ms per run"]
-    lines += [f"  {kind:<22}{share:>7.1%}" for kind, share in shown]
-    if rest:
-        lines.append(f"  {f'{len(rest)} other types':<22}{sum(share for _, share in rest):>7.1%}")
-    parts = ", ".join(f"{name} {share:.1%}" for name, share in profile["upsamplers"].items())
-    lines.append(
-        f"  upsamplers {sum(profile['upsamplers'].values()):.1%} ({parts}); {OPERATOR} itself ",
-    )
-    lines[-1] += f"{profile['upsample_operator']:.1%}"
+    lines += _shares(profile["operators"], operators, "types")
+    if profile["modules"]:
+        lines += ["by module", *_shares(profile["modules"], operators, "modules")]
+    lines += [f"{name}, within its modules{share:>7.1%}" for name, share in profile["functions"].items()]
     return lines
+
+
+def _shares(shares: dict[str, float], count: int, kind: str) -> list[str]:
+    """The largest, and the others added up."""
+    rows = list(shares.items())
+    shown, rest = rows[:count], rows[count:]
+    if rest:
+        shown.append((f"{len(rest)} other {kind}", sum(share for _, share in rest)))
+    return [f"  {name:<22}{share:>7.1%}" for name, share in shown]
 
 
 def _shorten(name: str, length: int) -> str:

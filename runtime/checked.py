@@ -80,7 +80,7 @@ def _parse_dataclass(kind: type[T], value: Any, where: str) -> T:
     prefix = f"{where}." if where else ""
     hints = get_type_hints(kind, include_extras=True)
     if unknown := sorted(set(value) - set(hints)):
-        raise ArtifactError(prefix + unknown[0], "a field unknown to format 1", f"only {', '.join(hints)}", EDITED)
+        raise ArtifactError(prefix + unknown[0], "an unknown field", f"only {', '.join(hints)}", EDITED)
     for entry in fields(kind):  # type: ignore[arg-type]
         # A file spells everything out; a default is for those who build a manifest in Python.
         if entry.name not in value:

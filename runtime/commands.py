@@ -270,16 +270,15 @@ def _opponent(
         session = stack.enter_context(open_session(other, threads=threads))
         return measure.subject(other.manifest.name, other.manifest, session, batch)
     with needs_extra("train"):
-        from echoir.checkpoint import load_checkpoint
-        from echoir.export.reference import PyTorchSession
-    checkpoint = load_checkpoint(reference or manifest.checkpoint.name)
-    config = json.loads(json.dumps(checkpoint.network.config.to_dict()))
+        from echoir.export.sources import open_source
+    source = open_source(reference or manifest.checkpoint.name)
+    config = json.loads(json.dumps(source.descriptor.config))
     if config != manifest.network.config:
         raise ArtifactError("network.config", config, manifest.network.config, "other networks do not compare")
     io: Literal["uint8", "float"] = "uint8" if manifest.input.dtype == "uint8" else "float"
     return measure.Subject(
         "pytorch",
-        stack.enter_context(PyTorchSession(checkpoint.network, io=io, threads=threads)),
+        stack.enter_context(source.session(io=io, threads=threads)),
         own.tiles,
         own.tile,
         own.overlap,

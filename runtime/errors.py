@@ -6,7 +6,8 @@
     ├── ArtifactError              4   an artifact is broken, or does not match what is needed
     ├── GateError                  5   a parity gate failed
     └── BackendError               6   a library, backend or device is missing
-        └── MissingExtraError      6   ... and pip can install it
+        ├── MissingExtraError      6   ... and pip can install it
+        └── ClosedSessionError     6   ... since the session was closed
 
 Exit code 2 is click's own usage error. Messages name the thing and the likely cause.
 """
@@ -63,6 +64,13 @@ class BackendError(EchoIRError):
     """A backend or a device that is asked for is not here."""
 
     exit_code = 6
+
+
+class ClosedSessionError(BackendError, ValueError):
+    """A session is used after it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the session is closed; open the artifact again, and use it inside its `with` block")
 
 
 class MissingExtraError(BackendError):

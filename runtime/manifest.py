@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from echoir.runtime.checked import EDITED, FileName, Must, Natural, Positive, Seconds, Sha256, Text, kind_of, parse
-from echoir.runtime.descriptor import Network
+from echoir.runtime.descriptor import CHANNELS, Descriptor, Planes
 from echoir.runtime.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 SUFFIXES = {".onnx": ("onnxruntime",), ".engine": ("tensorrt", "tensorrt-rtx")}
 
 
@@ -48,12 +48,11 @@ class Precision:
 
 @dataclass(frozen=True)
 class Tile:
-    """The fixed input shape in pixels, the default overlap, and the batch (None: any)."""
+    """What the artifact chose: the fixed input shape in pixels, the default overlap, and the batch (None: any)."""
 
     height: Positive
     width: Positive
     overlap: Natural
-    alignment: Positive
     batch: Annotated[
         int | None, Must("a whole number from 1 up, or null", lambda value: value is None or value >= 1)
     ] = None
@@ -61,17 +60,23 @@ class Tile:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """The model's one input or one output: three channels, full range (0 to 1, or 0 to 255)."""
+    """The model's one input or one output, of full range (0 to 1, or 0 to 255)."""
 
     name: Text
     layout: Literal["NCHW", "NHWC"]
     dtype: Literal["float32", "uint8"]
     range: tuple[float, float]
-    colour: Literal["RGB"] = "RGB"
+    colour: Planes = "RGB"
+
+    @property
+    def channels(self) -> int:
+        """How many planes it has."""
+        return CHANNELS[self.colour]
 
     def shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
         """The tensor's shape for these sizes."""
-        return (batch, 3, height, width) if self.layout == "NCHW" else (batch, height, width, 3)
+        c = self.channels
+        return (batch, c, height, width) if self.layout == "NCHW" else (batch, height, width, c)
 
 
 FLOAT_NCHW = {"layout": "NCHW", "dtype": "float32", "range": (0.0, 1.0)}
@@ -117,8 +122,7 @@ class Manifest:
     """
 
     name: Text
-    task: Text
-    network: Network
+    network: Descriptor
     checkpoint: CheckpointRecord
     model: Model
     precision: Precision
@@ -132,6 +136,11 @@ class Manifest:
     parity: dict[str, Any] | None = None
     format: int = FORMAT
 
+    @property
+    def task(self) -> str:
+        """What the network restores."""
+        return self.network.task
+
     def to_json(self) -> str:
         """The manifest as JSON text, checked like :meth:`from_json` checks it.
 
@@ -144,7 +153,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read and check a manifest.
+        """Read and check a manifest, of this format or an earlier one.
 
         Raises:
             ArtifactError: not JSON, another format version, or a field that is missing, unknown,
@@ -157,27 +166,73 @@ class Manifest:
         if not isinstance(values, dict):
             raise ArtifactError("manifest", kind_of(values), "a JSON object", EDITED)
         version = values.get("format", "nothing")
-        if type(version) is not int or version != FORMAT:
+        if type(version) is not int or not 1 <= version <= FORMAT:
             newer = type(version) is int and version > FORMAT
             hint = (
                 "it was written by a newer echoir: upgrade, or export again" if newer else "export the artifact again"
             )
             raise ArtifactError("format", version, FORMAT, hint)
-        manifest = parse(cls, values, "")
+        manifest = parse(cls, _upgraded(values) if version == 1 else values, "")
         _check_together(manifest)
         return manifest
 
 
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 1 as one of format 2; parsing refuses what is wrong in either.
+
+    In format 1 every network was EchoIR, and the tile carried what its sides are multiples of.
+    """
+    rest = {name: value for name, value in values.items() if name != "task"}
+    network, tile = values.get("network"), values.get("tile")
+    if not isinstance(network, dict) or not isinstance(tile, dict):
+        return rest
+    alignment = tile.get("alignment")
+    described = {
+        "architecture": "EchoIR",
+        "task": values.get("task"),
+        "variant": network.get("preset"),
+        "scale": 1,
+        "input": "RGB",
+        "output": "RGB",
+        "multiple": [alignment, alignment],
+        "phase": [1, 1],
+        "overlap": 0,
+        "tile": [256, 256],
+        "local": False,
+        "measured": [],
+    }
+    network, tile = (
+        {name: value for name, value in old.items() if name not in ("preset", "alignment")} for old in (network, tile)
+    )
+    return rest | {"network": network | described, "tile": tile, "format": FORMAT}
+
+
+def check_tile(network: Descriptor, height: int, width: int, overlap: int) -> None:
+    """Refuse a tile and an overlap, all in pixels of the input, that do not fit a network.
+
+    Raises:
+        ArtifactError: which of the two, and what the network needs.
+    """
+    sides = {"height": height, "width": width}
+    for (side, size), multiple in zip(sides.items(), network.multiple, strict=True):
+        if size < 1 or size % multiple:
+            raise ArtifactError(f"tile.{side}", size, f"a multiple of network.multiple, {multiple}")
+    for size, phase in zip(sides.values(), network.phase, strict=True):
+        if overlap > (most := size - phase):
+            hint = f"tiles of {size} pixels start at least {phase} apart"
+            raise ArtifactError("tile.overlap", overlap, f"at most {most}", hint)
+    if overlap < network.overlap:
+        raise ArtifactError("tile.overlap", overlap, f"at least network.overlap, {network.overlap}")
+
+
 def _check_together(manifest: Manifest) -> None:
     """Conditions that tie several fields together."""
-    tile, model = manifest.tile, manifest.model
-    for side in ("height", "width"):
-        if (size := getattr(tile, side)) % tile.alignment:
-            raise ArtifactError(f"tile.{side}", size, f"a multiple of tile.alignment, {tile.alignment}")
-    if tile.overlap >= (limit := min(tile.height, tile.width)):
-        raise ArtifactError("tile.overlap", tile.overlap, f"less than the tile's {limit} pixels")
+    network, tile, model = manifest.network, manifest.tile, manifest.model
+    check_tile(network, tile.height, tile.width, tile.overlap)
     for role in ("input", "output"):
         spec: TensorSpec = getattr(manifest, role)
+        if spec.colour != (planes := getattr(network, role)):
+            raise ArtifactError(f"{role}.colour", spec.colour, f"{planes}, as network.{role}", EDITED)
         full = UINT8_NHWC["range"] if spec.dtype == "uint8" else FLOAT_NCHW["range"]
         if spec.range != full:
             raise ArtifactError(f"{role}.range", list(spec.range), list(full), f"pixels are {spec.dtype}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Array, Device, check_tensor
-from echoir.runtime.errors import ArtifactError, BackendError
+from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError
 from echoir.runtime.machine import all_cores
 from echoir.runtime.manifest import Manifest
 
@@ -82,7 +82,8 @@ class OnnxSession:
             [N, ...] in the manifest's output layout and dtype.
 
         Raises:
-            ValueError: tiles of another shape or type, or a closed session.
+            ValueError: tiles of another shape or type.
+            ClosedSessionError: it was closed.
             BackendError: the run failed, most likely for want of memory.
         """
         tile, source = self.manifest.tile, self.manifest.input
@@ -101,7 +102,7 @@ class OnnxSession:
 
     def _run(self, batch: Array) -> Array:
         if self._session is None:
-            raise ValueError("the session is closed")
+            raise ClosedSessionError
         names = [self.manifest.output.name], {self.manifest.input.name: np.ascontiguousarray(batch)}
         try:
             return self._session.run(*names)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from echoir.runtime.channels import PEAKS, Floats, finish
 from echoir.runtime.contract import Array, Device, ImageSession, Session
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.guard import check_output, guard
+from echoir.runtime.inputs import Colour, parts
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.sessions import open_model, open_session
 from echoir.runtime.tiling import Axis, reflect, tile_axis
@@ -75,42 +77,48 @@ class Restorer:
         session = open_session(model, threads=threads, device=device)
         return cls(session, model.manifest, overlap=overlap, batch=batch)
 
-    def __call__(self, image: Array, *, on_tiles: OnTiles | None = None, out: Array | None = None) -> Array:
-        """Restore an image.
+    def __call__(
+        self, image: Array, *, colour: Colour = "RGB", on_tiles: OnTiles | None = None, out: Array | None = None
+    ) -> Array:
+        """Restore an image, or several of one size.
 
         Args:
-            image: [H, W, 3] RGB or [H, W] gray; uint8, uint16, or float32 nominally in [0, 1]; any
-                H, W >= 1. Gray goes through the network as three equal channels, and comes back as
-                their mean.
+            image: [H, W, 3] in ``colour``, [H, W] or [H, W, 1] gray, [H, W, 4] with alpha, or N of them [N, H, W, C];
+                uint8, uint16, or float32 or float64 nominally in [0, 1]; any H, W >= 1. Gray goes through the network
+                as three equal channels, and comes back as their mean; alpha comes back as it is.
+            colour: the order of the colours, ``"RGB"``, or ``"BGR"`` as OpenCV has them.
             on_tiles: told (tiles done, tiles in all) after every batch.
             out: an array of the same shape and type that shares no memory with ``image``, to write to and return.
 
         Returns:
-            The same shape and type. Integers are rounded and clipped; float32 is not clipped.
+            The same shape, type and order. Integers are rounded and clipped; floats are not clipped, and float64 is
+            computed as float32.
 
         Raises:
-            ImageError: a shape or type that cannot be restored, or an ``out`` that cannot take it.
+            ImageError: what cannot be restored, or an ``out`` that cannot take it; the message says what to give.
             RejectedOutputError: the session gave NaN, infinite or constant pixels.
+            ClosedSessionError: the session was closed.
         """
-        if image.ndim not in (2, 3):
-            raise ImageError(f"an image is [H, W, 3] or [H, W], got shape {image.shape}")
-        restored = np.empty_like(image) if out is None else out
-        if (restored.shape, restored.dtype) != (image.shape, image.dtype):
-            raise ImageError(
-                f"out must be {image.dtype} {image.shape} as the image, got {restored.dtype} {restored.shape}"
-            )
-        if _overlap(image, restored):
-            raise ImageError("out shares memory with the image, which is read again where tiles overlap")
-        done = 0
-        for rows in self.strips(lambda y0, y1: image[y0:y1], *image.shape[:2], on_tiles=on_tiles):
-            restored[done : done + len(rows)] = rows
-            done += len(rows)
+        restored, images = parts(image, out, colour)
+        tiles = 0
+        for part in images:
+
+            def told(done: int, total: int, before: int = tiles) -> None:
+                if on_tiles is not None:
+                    on_tiles(before + done, total * len(images))
+
+            done = 0
+            for rows in self.strips(part.rows, part.height, part.width, on_tiles=told):
+                part.out[done : done + len(rows)] = rows
+                done += len(rows)
+            tiles += self.tiles(part.height, part.width)
         return restored
 
     def stream(
         self,
-        frames: Iterable[Array | Frame],
+        frames: Iterable[Array | tuple[Array, float] | Frame],
         *,
+        colour: Colour = "RGB",
         deadline: float | None = None,
         policy: Policy = "pass",
         depth: int | None = None,
@@ -121,16 +129,17 @@ class Restorer:
                 show(frame.image, frame.time, frame.restored)
 
         Args:
-            frames: images as :meth:`__call__` takes, or :class:`~echoir.runtime.streams.pipeline.Frame` with a
-                time or other data that is carried along; iterated on a thread of its own, and copied, so that a
-                capture may fill one array again and again.
+            frames: images as :meth:`__call__` takes, (image, time), or :class:`~echoir.runtime.Frame` with a time or
+                other data that is carried along; iterated on a thread of its own, and copied, so that a capture may
+                fill one array again and again.
+            colour: as of :meth:`__call__`.
             deadline: seconds from coming in to going out; None restores every frame however long it takes.
             policy: what becomes of a frame that is late: ``"pass"`` (it goes out as it came), ``"drop"``, or
                 ``"slow"`` (only the newest is restored, at the rate that the model reaches).
             depth: frames that may wait for the model; 4, or 64 with a deadline.
 
         Returns:
-            An iterable of :class:`~echoir.runtime.streams.pipeline.Frame`, with ``counters`` and ``stop()``. A frame's
+            An iterable of :class:`~echoir.runtime.Frame`, with ``counters`` and ``stop()``. A frame's
             ``image`` is the caller's until the next frame is taken: copy what is kept for longer.
 
         Raises:
@@ -140,7 +149,7 @@ class Restorer:
         """
         from echoir.runtime.streams.pipeline import ImageStream
 
-        return ImageStream(self, frames, deadline, policy, depth)
+        return ImageStream(partial(self, colour=colour), frames, deadline, policy, depth)
 
     def tiles(self, height: int, width: int) -> int:
         """How many tiles an image of this size takes."""
@@ -284,11 +293,3 @@ class Restorer:
         white = np.float32(sink.range[1])
         # A copy in any case: the sums weight it in place.
         return np.divide(restored, white, dtype=np.float32, order="C")
-
-
-def _overlap(a: Array, b: Array) -> bool:
-    """Whether two arrays have a byte in common; where that is hard to tell, they are taken to."""
-    try:
-        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # numpy's stub knows two values alone
-    except RuntimeError:  # numpy's TooHardError, which has no name that all its versions know
-        return True

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.descriptor import Network
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
@@ -22,6 +22,10 @@ from echoir.runtime.manifest import (
     Tile,
 )
 
+if TYPE_CHECKING:
+    from echoir.export.sources import TorchSource
+    from echoir.networks.echoir import EchoIR
+
 Io = Literal["float", "uint8"]
 
 
@@ -32,12 +36,11 @@ def make_manifest(
     tensor: dict[str, Any] = FLOAT_NCHW if io == "float" else UINT8_NHWC
     fields: dict[str, Any] = {
         "name": "test",
-        "task": "denoise",
-        "network": Network("none", 1, {}),
+        "network": Descriptor("none", "denoise", 1, multiple=(8, 8)),
         "checkpoint": CheckpointRecord("none", "0" * 64),
         "model": Model("onnxruntime"),
         "precision": Precision("fp32"),
-        "tile": Tile(*tile, overlap, 8, batch),
+        "tile": Tile(*tile, overlap, batch),
         "input": TensorSpec("image", **tensor),
         "output": TensorSpec("restored", **tensor),
         "versions": {"echoir": "0"},
@@ -105,3 +108,10 @@ def make_artifact(
     make_model(path, io=io, tile=tile, batch=batch, gain=gain, bias=bias)
     manifest = make_manifest(io=io, tile=tile, overlap=overlap, batch=batch, name=name, **changes)
     return write_artifact(manifest, path)
+
+
+def make_source(network: EchoIR) -> TorchSource:
+    """A network as the export takes it."""
+    from echoir.export.sources import TorchSource
+
+    return TorchSource(network, network.describe("denoise", "tiny"))

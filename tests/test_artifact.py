@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from builders import make_artifact, make_manifest
 
 from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.files import atomic_write, sha256_file
 from echoir.runtime.manifest import Calibration, Engine, Manifest, Model, Precision
@@ -86,6 +88,67 @@ def test_a_folder_with_several_or_no_artifacts_is_refused(artifact: Artifact, tm
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match="no artifact in"):
         Artifact.open(tmp_path / "empty")
+
+
+def test_a_manifest_of_format_1_still_opens(artifact: Artifact) -> None:
+    network = {"preset": "tiny", "parameters": 983_000, "config": {"width": 16}}
+    first = {
+        "format": 1,
+        "task": "derain",
+        "network": network,
+        "tile": {"height": 64, "width": 64, "overlap": 8, "alignment": 16, "batch": None},
+    }
+    opened = Artifact.open(edit(artifact, lambda values: values.update(first))).manifest
+    assert opened.task == "derain"
+    assert opened.network == Descriptor("EchoIR", "derain", 983_000, "tiny", {"width": 16}, multiple=(16, 16))
+    assert opened == replace(artifact.manifest, network=opened.network)
+    assert Manifest.from_json(opened.to_json()) == opened
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"task": None}, "network.task"),
+        ({"network": {"preset": "tiny", "parameters": 0.5, "config": {}}}, "network.parameters"),
+        ({"network": {"parameters": 1, "config": {}}}, "network.variant"),
+        ({"network": []}, "network"),
+        ({"tile": {"height": 64, "width": 64, "overlap": 8, "alignment": 0, "batch": None}}, "network.multiple"),
+        ({"tile": {"height": 64, "width": 64, "overlap": 8, "alignment": 48, "batch": None}}, "tile.height"),
+    ],
+)
+def test_a_bad_manifest_of_format_1_is_refused_by_name(artifact: Artifact, change: dict[str, Any], field: str) -> None:
+    first = {
+        "format": 1,
+        "task": "denoise",
+        "network": {"preset": "tiny", "parameters": 1, "config": {}},
+        "tile": {"height": 64, "width": 64, "overlap": 8, "alignment": 16, "batch": None},
+    }
+
+    def write(values: dict[str, Any]) -> None:
+        values.update(first | change)
+
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.open(edit(artifact, write))
+    assert caught.value.field.startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("need", "overlap", "field"),
+    [
+        ({"multiple": (16, 48)}, 8, "tile.width"),
+        ({"overlap": 9}, 8, "tile.overlap"),
+        ({"phase": (64, 32)}, 8, "tile.overlap"),
+        ({"phase": (32, 32)}, 33, "tile.overlap"),
+        ({"phase": (32, 32)}, 32, None),
+    ],
+)
+def test_the_tile_is_held_to_what_the_network_needs(
+    tmp_path: Path, need: dict[str, Any], overlap: int, field: str | None
+) -> None:
+    network = replace(Descriptor("none", "denoise", 1), **need)
+    with nullcontext() if field is None else pytest.raises(ArtifactError) as caught:
+        make_artifact(tmp_path, network=network, overlap=overlap)
+    assert caught is None or caught.value.field == field
 
 
 # What can happen to the files, and the field that must be named.
@@ -169,7 +232,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "hint"),
-    [(2, "upgrade"), (0, "again"), ("1", "again"), (True, "again"), (1.0, "again"), (None, "again")],
+    [(3, "upgrade"), (0, "again"), ("1", "again"), (True, "again"), (1.0, "again"), (None, "again")],
 )
 def test_another_format_version_is_refused(artifact: Artifact, version: Any, hint: str) -> None:
     path = edit(artifact, lambda values: values.update(format=version))
@@ -191,9 +254,9 @@ def test_what_is_no_json_object_is_refused(artifact: Artifact, text: str | bytes
 BAD_VALUES = [
     ("name", ""),
     ("name", None),
-    ("task", 3),
+    ("network.task", 3),
     ("network.parameters", "many"),
-    ("network.parameters", 0),
+    ("network.parameters", -1),
     ("network.parameters", True),
     ("network.config", []),
     ("checkpoint.sha256", "0" * 63),
@@ -212,7 +275,11 @@ BAD_VALUES = [
     ("tile.width", "64"),
     ("tile.overlap", 64),
     ("tile.overlap", -1),
-    ("tile.alignment", 0),
+    ("network.multiple", [0, 8]),
+    ("network.multiple", 8),
+    ("network.scale", 5),
+    ("network.input", "RGBA"),
+    ("network.local", 1),
     ("tile.batch", 0),
     ("tile.batch", 1.5),
     ("input.layout", "CHW"),
@@ -221,6 +288,7 @@ BAD_VALUES = [
     ("input.range", [0]),
     ("input.range", [0, "1"]),
     ("input.colour", "BGR"),
+    ("input.colour", "gray"),
     ("output.name", ""),
     ("versions", {"torch": 2}),
     ("onnx_sha256", "1" * 64),
@@ -261,7 +329,7 @@ def test_a_missing_field_is_refused_by_name(artifact: Artifact, field: str) -> N
 
 
 def test_an_unknown_field_is_refused_by_name(artifact: Artifact) -> None:
-    with pytest.raises(ArtifactError, match=r"tile.halo: found a field unknown to format 1"):
+    with pytest.raises(ArtifactError, match=r"tile.halo: found an unknown field"):
         Artifact.open(edit(artifact, lambda values: values["tile"].update(halo=3)))
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_artifact, make_manifest
+from builders import make_artifact, make_manifest, make_source
 from running import echoir
 
 from echoir.runtime import bench
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.descriptor import Network
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.machine import UNKNOWN, describe_machine
 from echoir.runtime.manifest import UINT8_NHWC, TensorSpec
 
@@ -102,7 +102,7 @@ def test_sample_tiles_fill_layout_type_and_range() -> None:
 
 
 class TestProfile:
-    """Shares of operators and upsamplers."""
+    """Shares of operators and modules."""
 
     def events(self, *nodes: tuple[str, str, int]) -> list[dict[str, Any]]:
         return [
@@ -110,7 +110,7 @@ class TestProfile:
             for ts, (name, kind, micros) in enumerate(nodes)
         ]
 
-    def test_shares_add_up_by_operator_and_upsampler(self) -> None:
+    def test_shares_add_up_by_operator_module_and_function(self) -> None:
         profile = bench.summarise(
             self.events(
                 ("encoder1/0/attention/qkv/Conv_nchwc", "Conv", 30),
@@ -129,8 +129,9 @@ class TestProfile:
             runs=1,
         )
         assert profile.milliseconds == pytest.approx(0.1)
-        assert profile.upsamplers == pytest.approx({"up1": 0.14, "up2": 0.0, "up3": 0.30})
-        assert profile.upsample_operator == pytest.approx(0.12)
+        assert profile.modules == pytest.approx({"encoder1": 0.30, "up3": 0.30, "refinement": 0.20, "up1": 0.14})
+        assert list(profile.modules)[-1] == "up1"
+        assert profile.functions == pytest.approx({"EchoUpsample": 0.12})
         assert profile.operators["Conv"] == pytest.approx(0.56)
         assert next(iter(profile.operators)) == "Conv"
         assert sum(profile.operators.values()) == pytest.approx(1)
@@ -149,19 +150,20 @@ class TestProfile:
         assert set(profile.operators) <= {"Cast", "Mul", "Add", "Identity"}
         assert profile.operators
         assert sum(profile.operators.values()) == pytest.approx(1)
-        assert sum(profile.upsamplers.values()) == 0
+        assert not profile.modules
+        assert not profile.functions
 
     @pytest.mark.slow
-    def test_an_exported_network_names_its_three_upsamplers(self, tmp_path: Path) -> None:
+    def test_an_exported_network_names_its_modules_and_its_operator(self, tmp_path: Path) -> None:
         """Pins that the exporter's node names and ONNX Runtime's inlining are still as expected."""
-        torch = pytest.importorskip("torch", reason="pip install 'echoir[export]'")
-        from echoir.export.graph import export_onnx
+        torch = pytest.importorskip("torch", reason="pip install '.[export]'")
+        from echoir.export.typed import export_onnx
         from echoir.networks.echoir import EchoIR
         from echoir.runtime.artifact import write_artifact
 
         torch.manual_seed(0)
         path = tmp_path / "tiny.onnx"
-        export_onnx(EchoIR.from_preset("tiny"), path, tile=(64, 64), batch=1)
+        export_onnx(make_source(EchoIR.from_preset("tiny")), path, tile=(64, 64), batch=1)
         manifest = make_manifest(tile=(64, 64), batch=1)
         artifact = write_artifact(manifest, path)
         import onnxruntime
@@ -171,8 +173,10 @@ class TestProfile:
 
         artifact = Artifact(replace(artifact.manifest, input=replace(manifest.input, name=name)), path)
         profile = bench.profile_onnxruntime(artifact, 1, threads=1, runs=3)
-        assert all(0.001 < share < 0.5 for share in profile.upsamplers.values())
-        assert 0.001 < profile.upsample_operator < sum(profile.upsamplers.values())
+        assert {"embed", "encoder1", "middle", "up1", "up2", "up3", "refinement", "output"} <= set(profile.modules)
+        upsamplers = [profile.modules[name] for name in ("up1", "up2", "up3")]
+        assert all(0.001 < share < 0.5 for share in upsamplers)
+        assert 0.001 < profile.functions["EchoUpsample"] < sum(upsamplers)
 
 
 class TestMachine:
@@ -261,7 +265,7 @@ class TestCommand:
         assert len(figures["ratios"]) == 1
 
     def test_pytorch_runs_in_turn(self, tmp_path: Path) -> None:
-        pytest.importorskip("torch", reason="pip install 'echoir[train]'")
+        pytest.importorskip("torch", reason="pip install '.[train]'")
         from echoir.checkpoint import save_checkpoint
         from echoir.networks.echoir import EchoIR
 
@@ -269,7 +273,7 @@ class TestCommand:
         weights = tmp_path / "tiny.safetensors"
         save_checkpoint(weights, network, "denoise", "tiny", {})
         config = json.loads(json.dumps(network.config.to_dict()))
-        artifact = make_artifact(tmp_path, network=Network("tiny", 1, config))
+        artifact = make_artifact(tmp_path, network=Descriptor("EchoIR", "denoise", 1, config=config))
         arguments = ("--against", "pytorch", "--reference", weights, "--iterations", 2, "--warmup", 1, "--threads", 1)
         result = echoir("bench", "-m", artifact.model_path, *arguments, "--json", tmp_path / "b.json")
         assert result.code == 0
@@ -278,7 +282,9 @@ class TestCommand:
         assert figures["ratios"]["pytorch"]["median"] > 5
         assert [latency["name"] for latency in figures["latency"]] == ["test", "pytorch"]
 
-        other = make_artifact(tmp_path, "other", network=Network("tiny", 1, config | {"width": 48}))
+        other = make_artifact(
+            tmp_path, "other", network=Descriptor("EchoIR", "denoise", 1, config=config | {"width": 48})
+        )
         result = echoir("bench", "-m", other.model_path, *arguments)
         assert result.code == 4
         assert "network.config" in result.err

@@ -260,7 +260,7 @@ def test_a_turned_pair_is_laid_on_each_other_or_refused(tmp_path: Path) -> None:
 
 
 def test_16_bit_pictures_keep_their_tones(tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install 'echoir[dev]'")
+    tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install '.[dev]'")
     ramp = np.linspace(0, 65535, 256 * 4).round().astype(np.uint16).reshape(4, 256)
     tifffile.imwrite(tmp_path / "gray.tif", ramp, photometric="minisblack")
     expected = np.rint(ramp / 257.0)[..., None].repeat(3, axis=2)

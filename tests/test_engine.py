@@ -16,15 +16,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from builders import make_source
 from onnx import TensorProto, helper, numpy_helper
 
 from echoir.export import engine, engine_worker, pipeline
+from echoir.export.echo import registration
 from echoir.export.echo.function import echo_function, node_attributes
 from echoir.export.echo.taps import tap_function
 from echoir.export.engine import RTX_CAPABILITIES, EngineOptions, build_engine
 from echoir.export.engine_worker import RefusedError, Share
-from echoir.export.graph import export_onnx
 from echoir.export.layers import Layer, expected_types, fallen_back, precisions, read_layers
+from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import Combine
 from echoir.runtime.artifact import Artifact
@@ -32,7 +34,7 @@ from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
 
 needs_rtx = [
     pytest.mark.tensorrt,
-    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install 'echoir[rtx]'"),
+    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'"),
 ]
 
 
@@ -64,7 +66,7 @@ def impostor(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network, exported once."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
-    export_onnx(EchoIR.from_preset("tiny"), path, tile=(32, 32), precision="fp16")
+    export_onnx(make_source(EchoIR.from_preset("tiny")), path, tile=(32, 32), precision="fp16")
     return path
 
 
@@ -72,7 +74,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("precision", "io"), [("fp16", "uint8"), ("fp32", "float")])
 def test_a_real_engine_of_the_tiny_network(precision: str, io: str, tmp_path: Path) -> None:
     source, target = tmp_path / "tiny.onnx", tmp_path / "tiny.engine"
-    export_onnx(EchoIR.from_preset("tiny"), source, tile=(32, 32), precision=precision, io=io)  # type: ignore[arg-type]
+    export_onnx(make_source(EchoIR.from_preset("tiny")), source, tile=(32, 32), precision=precision, io=io)  # type: ignore[arg-type]
     info = build_engine(source, target, target="tensorrt-rtx")
     assert info.bytes == target.stat().st_size > source.stat().st_size / 2  # the weights are in it
     assert info.compute_capabilities == RTX_CAPABILITIES
@@ -148,7 +150,7 @@ def test_the_engine_tells_its_layers_and_its_progress(tiny: Path, tmp_path: Path
     )
     assert told == sorted(told)
     assert told[-1] > 50
-    assert info.details["upsampler"] == "function"
+    assert info.details["operators"] == "function"
     assert info.details["options"]["workspace"] == 512
     found = info.details["precisions"]["convolution"]
     assert found["float16"] > 10 * found["float32"]  # those of the channel attention, on one pixel
@@ -264,7 +266,7 @@ def test_each_parser_gets_the_file_it_takes_the_upsampler_from(
         "echoir.export.echo.plugin_code": SimpleNamespace(for_class=aimed.append),
         "echoir.runtime.cuda.plugin_class": SimpleNamespace(register=lambda trt, code: None),
     }
-    monkeypatch.setattr(engine_worker, "import_module", modules.__getitem__)
+    monkeypatch.setattr(registration, "import_module", modules.__getitem__)
     asked = asdict(EngineOptions()) | options
     request = {"onnx": str(tiny), "answer": str(tmp_path / "answer.json"), "options": asked}
     trt = SimpleNamespace(__version__=version)
@@ -278,25 +280,30 @@ def test_each_parser_gets_the_file_it_takes_the_upsampler_from(
 
 
 def test_a_plugin_that_cannot_be_made_is_the_function_with_a_reason_or_a_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> Any:
         raise MissingExtraError("triton", "kernel")
 
-    monkeypatch.setattr(engine_worker, "import_module", missing)
+    monkeypatch.setattr(registration, "import_module", missing)
     trt = SimpleNamespace(__version__="11.4.0.106")
     request = {
-        "onnx": str(write(tmp_path / "x.onnx")),
+        "onnx": str(tiny),
         "answer": str(tmp_path / "answer.json"),
         "options": asdict(EngineOptions()),
     }
     assert engine_worker._adapt(trt, request, "8.7") == (
         "function, since the plugin cannot be made here (triton is not installed; run: pip install 'echoir[kernel]')",
-        request["onnx"],
+        str(tmp_path / "adapted.onnx"),
     )
     request["options"] = asdict(EngineOptions(plugin=True))
     with pytest.raises(RefusedError, match="the plugin cannot be made: triton is not installed"):
         engine_worker._adapt(trt, request, "8.7")
+
+
+def test_a_graph_without_operators_of_its_own_is_parsed_as_it_is(tmp_path: Path) -> None:
+    request = {"onnx": str(write(tmp_path / "x.onnx")), "options": asdict(EngineOptions(plugin=True))}
+    assert engine_worker._adapt(SimpleNamespace(__version__="11.4"), request, "8.7") == ("none", request["onnx"])
 
 
 PLUGIN_IN_RTX = """
@@ -339,7 +346,7 @@ def test_tensorrt_rtx_dies_of_a_registered_plugin_so_it_is_never_shown_one(tiny:
     assert died.returncode == -signal.SIGABRT, died.stdout
     assert "parsed" not in died.stdout
     info = build_engine(tiny, tmp_path / "e", target="tensorrt-rtx", options=EngineOptions(plugin=True))
-    assert info.details["upsampler"] == "function"
+    assert info.details["operators"] == "function"
 
 
 @pytest.mark.parametrize("combine", ["sum", "product"])

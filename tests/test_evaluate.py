@@ -142,7 +142,7 @@ def test_orientation_is_one_thing_in_every_format(
 
 
 def test_16_bit_pairs_are_measured_at_their_tones(tmp_path: Path, identity: Artifact) -> None:
-    tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install 'echoir[dev]'")
+    tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install '.[dev]'")
     ramp = np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)
     for name, offset in (("lq", 20 * 257), ("gt", 0)):
         (tmp_path / name).mkdir()

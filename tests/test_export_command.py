@@ -16,8 +16,8 @@ from PIL import Image
 from echoir import cli
 from echoir.checkpoint import load_checkpoint, save_checkpoint
 from echoir.export import pipeline
-from echoir.export.graph import tile_alignment
 from echoir.export.pipeline import Request, engines
+from echoir.export.sources import Source, checkpoint_source
 from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler
@@ -95,7 +95,7 @@ def instant(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Export by copying the model made once, for tests of what happens around it."""
     nodes = Artifact.open(exported).manifest.precision.higher["float32"]
 
-    def copy(network: EchoIR, path: Path, **_: Any) -> tuple[str, ...]:
+    def copy(source: Source, path: Path, **_: Any) -> tuple[str, ...]:
         shutil.copyfile(exported / "toy-fp16.onnx", path)
         return nodes
 
@@ -178,7 +178,7 @@ def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Pat
     ("option", "message"),
     [
         (("--precision", "fp8"), "fp8"),
-        (("--tile", "250"), "multiples of 16"),
+        (("--tile", "250"), "a multiple of network.multiple, 16"),
         (("--tile", "0"), "at least a pixel"),
         (("--tile", "large"), "'large' is not a size"),
         (("--batch", "0"), "neither a number of tiles nor 'dynamic'"),
@@ -214,15 +214,13 @@ def test_the_network_decides_what_a_tile_is_a_multiple_of(
     run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = load_checkpoint(weights)
-    assert tile_alignment(checkpoint.network) == 16
-    assert tile_alignment(EchoIR.from_preset("tiny", upsampler="pixelshuffle")) == 8
     for module in checkpoint.network.modules():
         if isinstance(module, EchoUpsampler):
             module.radius = 2
-    monkeypatch.setattr(pipeline, "load_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(pipeline, "open_source", lambda _: checkpoint_source(checkpoint))
     code, _, error = run("export", "--tile", 48, "-o", tmp_path / "out")
     assert code == 2
-    assert "tile of 48 x 48: this network wants multiples of 32 pixels" in error
+    assert "tile.height: found 48, needed a multiple of network.multiple, 32" in error
 
 
 def test_targets() -> None:

@@ -178,7 +178,7 @@ def test_a_frame_through_the_network_is_the_hosts_within_a_code(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs pip install 'echoir[kernel]'")
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs pip install '.[kernel]'")
 @pytest.mark.parametrize("plane", [(30, 50), (271, 477)])
 @pytest.mark.parametrize(("storage", "tolerance"), [("HALF", 2e-3), ("FLOAT", 1e-5)])
 def test_the_plugins_code_launched_by_the_driver_equals_the_reference(

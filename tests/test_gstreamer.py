@@ -121,7 +121,7 @@ def test_stamps_that_begin_anew_in_a_pipeline_go_on(
     environment: dict[str, str], identity: Artifact, tmp_path: Path
 ) -> None:
     """``concat``: every source counts from 0, in a segment of its own."""
-    pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+    pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
     part = f"videotestsrc num-buffers=5 ! {WITH},format=I420 ! c."
     target = tmp_path / "out.mp4"
     done = stream(environment, f"{part} {part} concat name=c ! identity", target, "-m", identity.model_path)

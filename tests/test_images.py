@@ -106,7 +106,7 @@ def test_16_bit_png_survives_unchanged(tmp_path: Path, kind: int, bands: int) ->
 
 @pytest.mark.parametrize("bands", [1, 3, 4])
 def test_16_bit_tiff_survives_unchanged(tmp_path: Path, bands: int) -> None:
-    tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install 'echoir[dev]'")
+    tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install '.[dev]'")
     pixels = photo((9, 11, bands) if bands > 1 else (9, 11), np.uint16)
     tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb" if bands > 1 else "minisblack")
     copy(tmp_path / "in.tif", tmp_path / "out.tif")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
@@ -14,9 +15,8 @@ import pytest
 PACKAGES = ("echoir", "echoir.export", "echoir.runtime", "echoir.calibration")  # each may lie in a folder of its own
 
 
-def modules() -> dict[str, ast.Module]:
+def files() -> Iterator[tuple[str, Path]]:
     """All modules by name."""
-    found = {}
     for package in PACKAGES:
         spec = find_spec(package)
         assert spec is not None
@@ -24,9 +24,12 @@ def modules() -> dict[str, ast.Module]:
         folder = Path(spec.submodule_search_locations[0])
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
-            name = ".".join([package, *parts]).removesuffix(".__init__")
-            found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+            yield ".".join([package, *parts]).removesuffix(".__init__"), path
+
+
+def modules() -> dict[str, ast.Module]:
+    """What each holds."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files()}
 
 
 def nodes(tree: ast.AST, types: bool) -> Iterator[ast.AST]:
@@ -74,3 +77,28 @@ def test_the_former_import_paths_give_the_same_objects(old: str, new: str) -> No
     public = {name for name, value in vars(now).items() if name[0] != "_" and getattr(value, "__module__", "") == new}
     assert public <= set(before.__all__)
     assert all(getattr(before, name) is getattr(now, name) for name in before.__all__)
+
+
+# Where a network may be named outside its own files: the tables, the reader of manifests of format 1, the plugin for
+# old versions of TensorRT, and what a GStreamer user sees.
+NAMED = {
+    "echoir.export.lowering",
+    "echoir.export.operators",
+    "echoir.runtime.manifest",
+    "echoir.runtime.cuda.plugin_class",
+    "echoir.runtime.streams.gst.python.echoirrestore",
+}
+NETWORK = re.compile(r"\bEchoIR\b|\bEchoUpsampl|\becho_upsampl|networks\.(echoir|upsampler|grl)")
+
+
+def test_generic_code_names_no_network() -> None:
+    named = set()
+    for name, path in files():
+        generic = name.startswith(("echoir.export.", "echoir.runtime.", "echoir.calibration."))
+        if (
+            generic
+            and not f"{name}.".startswith("echoir.export.echo.")
+            and NETWORK.search(path.read_text(encoding="utf-8"))
+        ):
+            named.add(name)
+    assert named <= NAMED

@@ -20,6 +20,7 @@ from echoir.calibration.sensitivity import Group
 from echoir.checkpoint import save_checkpoint
 from echoir.export import pipeline, quantized
 from echoir.export.quantized import Int8, verdict
+from echoir.export.sources import TorchSource
 from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
 from echoir.runtime import Artifact
@@ -176,7 +177,7 @@ def test_a_budget_that_nothing_fits_says_so(
 ) -> None:
     choice = export_once.int8.choice
     nothing = replace(choice, costs=tuple(replace(cost, int8=False) for cost in choice.costs))
-    monkeypatch.setattr(quantized, "build_model", lambda *_, **__: export_once.int8.plain)
+    monkeypatch.setattr(TorchSource, "graph", lambda *_, **__: export_once.int8.plain)
     monkeypatch.setattr(quantized, "calibrate", lambda *_, **__: export_once.int8.calibrated)
     monkeypatch.setattr(quantized, "choose", lambda *_, **__: nothing)
     result = export("--calibration", calibration, "-o", tmp_path / "toy")
@@ -217,7 +218,7 @@ def test_an_unreadable_picture_is_named(export: Callable[..., Result], tmp_path:
     (folder / "03.png").write_bytes(b"not a picture")
     result = export("--calibration", folder, "-o", tmp_path / "toy")
     assert result.code == 3
-    assert "03.png: cannot be read as a picture" in result.err
+    assert "03.png: no PNG, JPEG, TIFF or WebP picture" in result.err
 
 
 def test_the_gate_wants_other_pictures(export: Callable[..., Result], pictures: Path, tmp_path: Path) -> None:

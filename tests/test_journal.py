@@ -34,6 +34,6 @@ def test_tensorboard_reads_figures_and_pictures(tmp_path: Path) -> None:
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     assert board.Scalars("train/zeta")[0].value == -0.5
-    assert (board.Scalars("psnr/sigma25")[0].step, board.Scalars("psnr/sigma25")[0].value) == (1, 30.5)
+    assert (board.Scalars("validation/sigma25")[0].step, board.Scalars("validation/sigma25")[0].value) == (1, 30.5)
     (tag,) = board.Tags()["images"]
     assert (board.Images(tag)[0].width, board.Images(tag)[0].height) == (24, 8)

@@ -17,7 +17,7 @@ from echoir.networks import upsampler
 from echoir.networks.upsampler import EchoUpsampler, echo_upsample
 from echoir.runtime.errors import MissingExtraError
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs echoir[kernel]")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs pip install '.[kernel]'")
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])]
 
@@ -111,7 +111,8 @@ def test_a_module_trains_on_a_gpu_as_on_a_cpu_eager_compiled_and_in_channels_las
         return [p.grad.cpu().clone() for p in module.parameters() if p.grad is not None]  # moving it moves these
 
     wanted = gradients("cpu", False, torch.contiguous_format)
+    scale = max(exact.abs().max().item() for exact in wanted)  # a constant added to the guide changes nothing
     for compiled in (False, True):
         for layout in (torch.contiguous_format, torch.channels_last):
             for got, exact in zip(gradients("cuda", compiled, layout), wanted, strict=True):
-                torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
+                torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-3 * scale)

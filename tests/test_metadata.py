@@ -19,7 +19,7 @@ from echoir.runtime.errors import ImageError
 from echoir.runtime.images import open_picture, save_picture
 from echoir.runtime.picture import Picture
 
-tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install 'echoir[dev]'")
+tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image, pip install '.[dev]'")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import torch
 from builders import make_manifest
 from PIL import Image
 
-from echoir.checkpoint import Checkpoint
 from echoir.evaluate import restore_whole
 from echoir.export.proof.figures import AgainstTruth, SetFigures, SquaredError, WorstTile, channel_shift, code_error
 from echoir.export.proof.parity import measure_parity, seam_band, windows
 from echoir.export.proof.results import GATES, Gate, ParityReport, default_gate, psnr_of_codes
 from echoir.export.reference import PyTorchSession
+from echoir.export.sources import TorchSource
 from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import ArtifactError, ImageError
-from echoir.runtime.manifest import Manifest, Precision
+from echoir.runtime.manifest import CheckpointRecord, Manifest, Precision
 from echoir.samples import SHIPPED, open_samples
 
 HASH = "0" * 64
@@ -48,12 +47,12 @@ class Altered:
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def source() -> TorchSource:
     torch.manual_seed(0)
     network = EchoIR.from_preset("tiny", width=8, heads=(1, 1, 1, 1), blocks=(1, 1, 1), middle=1).eval()
     with torch.no_grad():  # nearer to a denoiser than a random network is: a small correction
         network.output.weight *= 0.1
-    return Checkpoint(network, "denoise", "tiny", Path("denoise.safetensors"), HASH, {})
+    return TorchSource(network, network.describe("denoise", "tiny"), CheckpointRecord("denoise", HASH))
 
 
 @pytest.fixture
@@ -71,11 +70,11 @@ def manifest(precision: Any = "fp32", io: Any = "float") -> Manifest:
 
 
 def measure(
-    checkpoint: Checkpoint, pictures: Path, *, alter: Any = lambda x: x, precision: str = "fp32", io: Any = "float"
+    source: TorchSource, pictures: Path, *, alter: Any = lambda x: x, precision: str = "fp32", io: Any = "float"
 ) -> ParityReport:
     # One thread: the pictures are too small to share, and waiting threads of a busy machine spin.
-    session = Altered(PyTorchSession(checkpoint.network, io=io, threads=1), alter)
-    return measure_parity(manifest(precision, io), session, checkpoint, open_samples(pictures, "denoise"))
+    session = Altered(PyTorchSession(source.module, io=io, threads=1), alter)
+    return measure_parity(manifest(precision, io), session, source, open_samples(pictures, "denoise"))
 
 
 # Figures
@@ -138,21 +137,21 @@ def test_psnr_of_codes_matches_a_simulation() -> None:
 # The reference
 
 
-def test_pytorch_session_is_the_network(checkpoint: Checkpoint) -> None:
+def test_pytorch_session_is_the_network(source: TorchSource) -> None:
     tiles = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
     with torch.inference_mode():
-        expected = checkpoint.network(torch.from_numpy(tiles)).numpy()
-    with PyTorchSession(checkpoint.network) as session:
+        expected = source.module(torch.from_numpy(tiles)).numpy()
+    with PyTorchSession(source.module) as session:
         assert np.array_equal(session.run(tiles), expected)
-    whole = restore_whole(checkpoint.network, np.ascontiguousarray(tiles[0].transpose(1, 2, 0)))
+    whole = restore_whole(source.module, np.ascontiguousarray(tiles[0].transpose(1, 2, 0)))
     assert np.allclose(whole, expected[0].transpose(1, 2, 0), atol=1e-6)
 
 
-def test_pytorch_session_of_codes_clips_and_rounds(checkpoint: Checkpoint) -> None:
+def test_pytorch_session_of_codes_clips_and_rounds(source: TorchSource) -> None:
     codes = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     with torch.inference_mode():
-        floats = checkpoint.network(torch.from_numpy(codes.transpose(0, 3, 1, 2) / np.float32(255))).numpy()
-    restored = PyTorchSession(checkpoint.network, io="uint8").run(codes)
+        floats = source.module(torch.from_numpy(codes.transpose(0, 3, 1, 2) / np.float32(255))).numpy()
+    restored = PyTorchSession(source.module, io="uint8").run(codes)
     assert restored.dtype == np.uint8
     assert np.array_equal(restored, np.stack([to_8bit(image.transpose(1, 2, 0)) for image in floats]))
 
@@ -160,8 +159,8 @@ def test_pytorch_session_of_codes_clips_and_rounds(checkpoint: Checkpoint) -> No
 # The measurement
 
 
-def test_the_network_itself_passes_and_differs_nowhere(checkpoint: Checkpoint, pictures: Path) -> None:
-    report = measure(checkpoint, pictures)
+def test_the_network_itself_passes_and_differs_nowhere(source: TorchSource, pictures: Path) -> None:
+    report = measure(source, pictures)
     assert report.passed
     assert report.figures is not None
     assert report.figures.error.total == 0
@@ -175,20 +174,20 @@ def test_the_network_itself_passes_and_differs_nowhere(checkpoint: Checkpoint, p
     assert small.whole.seam.count == 0
 
 
-def test_tiles_of_one_tile_image_equal_the_whole(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_tiles_of_one_tile_image_equal_the_whole(source: TorchSource, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "tile.png")
-    report = measure(checkpoint, tmp_path)
+    report = measure(source, tmp_path)
     assert report.figures is not None
     assert report.figures.whole is not None
     assert report.figures.whole.engine.psnr > 120
 
 
-def test_an_offset_is_found_in_every_figure(checkpoint: Checkpoint, pictures: Path) -> None:
+def test_an_offset_is_found_in_every_figure(source: TorchSource, pictures: Path) -> None:
     def brighten_red(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return tiles + np.array([3, 0, 0], np.float32)[:, None, None] / 255
 
-    report = measure(checkpoint, pictures, alter=brighten_red)
+    report = measure(source, pictures, alter=brighten_red)
     assert report.figures is not None
     assert report.figures.error.psnr == pytest.approx(20 * math.log10(255 / 3) + 10 * math.log10(3), abs=1e-2)
     assert report.figures.channel_shift == pytest.approx((3, 0, 0), abs=1e-3)
@@ -199,12 +198,12 @@ def test_an_offset_is_found_in_every_figure(checkpoint: Checkpoint, pictures: Pa
 
 @pytest.mark.parametrize(("precision", "passes"), [("fp32", False), ("fp16", True)])
 def test_an_error_of_70_db_passes_as_fp16_alone(
-    checkpoint: Checkpoint, pictures: Path, precision: str, passes: bool
+    source: TorchSource, pictures: Path, precision: str, passes: bool
 ) -> None:
     rng = np.random.default_rng(0)
     spoil = 10 ** (-70 / 20)
     report = measure(
-        checkpoint,
+        source,
         pictures,
         alter=lambda tiles: tiles + np.float32(spoil) * rng.standard_normal(tiles.shape, np.float32),
         precision=precision,
@@ -212,31 +211,31 @@ def test_an_error_of_70_db_passes_as_fp16_alone(
     assert report.passed is passes
 
 
-def test_8_bit_models_are_compared_after_rounding(checkpoint: Checkpoint, pictures: Path) -> None:
-    report = measure(checkpoint, pictures, io="uint8")
+def test_8_bit_models_are_compared_after_rounding(source: TorchSource, pictures: Path) -> None:
+    report = measure(source, pictures, io="uint8")
     assert report.figures is not None
     assert report.figures.error.total == 0
     assert report.gate.min_psnr == pytest.approx(70, abs=0.1)
-    off_by_one = measure(checkpoint, pictures, io="uint8", alter=lambda codes: np.where(codes < 255, codes + 1, codes))
+    off_by_one = measure(source, pictures, io="uint8", alter=lambda codes: np.where(codes < 255, codes + 1, codes))
     assert off_by_one.figures is not None
     assert off_by_one.figures.error.psnr == pytest.approx(20 * math.log10(255), abs=0.3)
     assert not off_by_one.passed
 
 
-def test_the_worst_pictures_are_shown_worst_first(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_worst_pictures_are_shown_worst_first(source: TorchSource, tmp_path: Path) -> None:
     for i in range(8):
         Image.fromarray(np.full((20, 20, 3), 20 * (i + 1), np.uint8)).save(tmp_path / f"{i}.png")
-    report = measure(checkpoint, tmp_path, alter=lambda tiles: tiles * np.float32(1.01))
+    report = measure(source, tmp_path, alter=lambda tiles: tiles * np.float32(1.01))
     assert [exhibit.figures.name for exhibit in report.exhibits] == [f"{i}.png" for i in (7, 6, 5, 4, 3, 2)]
 
 
-def test_an_exhibit_is_cut_around_the_worst_tile(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_an_exhibit_is_cut_around_the_worst_tile(source: TorchSource, tmp_path: Path) -> None:
     manifest_ = make_manifest(tile=(32, 32), overlap=0)
     pixels = np.zeros((16, 640, 3), np.uint8)
     pixels[:, -10:] = 200  # the error grows with the value: the last tile is the worst
     Image.fromarray(pixels).save(tmp_path / "strip.png")
-    session = Altered(PyTorchSession(checkpoint.network, threads=1), lambda tiles: tiles * np.float32(1.01))
-    report = measure_parity(manifest_, session, checkpoint, open_samples(tmp_path, "denoise", sigma=1))
+    session = Altered(PyTorchSession(source.module, threads=1), lambda tiles: tiles * np.float32(1.01))
+    report = measure_parity(manifest_, session, source, open_samples(tmp_path, "denoise", sigma=1))
     (exhibit,) = report.exhibits
     assert exhibit.figures.worst_tile.left == 608
     assert exhibit.window == (slice(0, 16), slice(128, 640))
@@ -244,8 +243,8 @@ def test_an_exhibit_is_cut_around_the_worst_tile(checkpoint: Checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
-def test_nan_infinite_and_constant_output_fail_the_gate(checkpoint: Checkpoint, pictures: Path, value: float) -> None:
-    report = measure(checkpoint, pictures, alter=lambda tiles: np.full_like(tiles, value))
+def test_nan_infinite_and_constant_output_fail_the_gate(source: TorchSource, pictures: Path, value: float) -> None:
+    report = measure(source, pictures, alter=lambda tiles: np.full_like(tiles, value))
     assert report.figures is None
     assert not report.passed
     assert {name for name, _ in report.rejected} == {"large.png", "small.png"}
@@ -259,18 +258,19 @@ def test_a_change_against_truth_fails_either_way() -> None:
         assert Gate(min_psnr=None, max_drop=0.04).failures(figures) == []
 
 
-def test_another_checkpoint_is_refused(checkpoint: Checkpoint, pictures: Path) -> None:
-    other = replace(checkpoint, sha256="1" * 64)
+def test_another_checkpoint_is_refused(source: TorchSource, pictures: Path) -> None:
+    other = TorchSource(source.module, source.descriptor, CheckpointRecord("denoise", "1" * 64))
     with pytest.raises(ArtifactError, match=r"checkpoint\.sha256"):
         measure(other, pictures)
 
 
-def test_a_broken_checkpoint_is_named_as_the_culprit(checkpoint: Checkpoint, pictures: Path) -> None:
-    broken = replace(checkpoint, network=copy.deepcopy(checkpoint.network))
+def test_a_reference_that_fails_on_a_picture_is_named_as_the_culprit(source: TorchSource, pictures: Path) -> None:
+    module = copy.deepcopy(source.module)
+    broken = TorchSource(module, source.descriptor, source.record)
     with torch.no_grad():
-        broken.network.output.weight[:] = math.nan
+        module.output.weight[:] = math.nan  # after it was probed
     with pytest.raises(ArtifactError, match="checkpoint"):
-        measure_parity(manifest(), PyTorchSession(checkpoint.network), broken, open_samples(pictures, "denoise"))
+        measure_parity(manifest(), PyTorchSession(source.module), broken, open_samples(pictures, "denoise"))
 
 
 def test_gates_are_the_documented_ones() -> None:
@@ -328,10 +328,10 @@ def test_an_unknown_task_needs_pairs(pictures: Path) -> None:
         open_samples(pictures, "dehaze")
 
 
-def test_pictures_too_small_for_ssim_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_pictures_too_small_for_ssim_are_named(source: TorchSource, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((10, 40, 3), np.uint8)).save(tmp_path / "flat.png")
     with pytest.raises(ImageError, match=r"flat\.png: 40x10"):
-        measure(checkpoint, tmp_path)
+        measure(source, tmp_path)
 
 
 def test_shipped_pictures_are_large_enough_for_seams_and_licensed() -> None:

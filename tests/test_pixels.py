@@ -111,7 +111,7 @@ def test_chroma_is_read_from_where_it_is_sited(siting: Any, x: float, y: float) 
 
 def test_pixels_agree_with_another_library() -> None:
     """FFmpeg's swscale, whose fast path is good to two codes, on a picture with its chroma at full resolution."""
-    av = pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+    av = pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
     rows, columns = np.mgrid[:48, :64]
     planes = [np.uint8(60 + 2 * columns), np.uint8(100 + rows), np.uint8(150 - columns // 2)]
     frame = av.VideoFrame.from_ndarray(np.stack(planes), format="yuv444p")

@@ -16,7 +16,7 @@ from echoir.runtime.cuda.plugin_class import DriverKernel, KernelCode
 from echoir.runtime.errors import BackendError
 
 HALF, FLOAT, INT32 = (SimpleNamespace(name=name) for name in ("HALF", "FLOAT", "INT32"))
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs pip install 'echoir[kernel]'")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs pip install '.[kernel]'")
 
 
 @pytest.mark.parametrize(

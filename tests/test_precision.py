@@ -9,11 +9,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from builders import make_source
 from onnx import TensorProto
 
 from echoir.checkpoint import load_checkpoint
-from echoir.export.graph import build_model, export_onnx
-from echoir.export.precision import CHOICES, to_fp16
+from echoir.export.lowering import lowering_of
+from echoir.export.precision import choices, to_fp16
+from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import BackendError
 
@@ -28,12 +30,12 @@ def network() -> EchoIR:
 
 @pytest.fixture(scope="module")
 def full(network: EchoIR) -> onnx.ModelProto:
-    return build_model(network, tile=TILE, batch=1, io="float")
+    return make_source(network).graph(tile=TILE, batch=1, io="float")
 
 
 @pytest.fixture(scope="module")
 def half(full: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    return to_fp16(full)
+    return to_fp16(full, lowering_of("EchoIR"))
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
@@ -58,7 +60,7 @@ def test_the_shipped_network_keeps_its_figures(
     network: EchoIR, precision: str, floor: float, rng: np.random.Generator, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
-    float32 = export_onnx(network, path, tile=TILE, precision=precision)  # type: ignore[arg-type]
+    float32 = export_onnx(make_source(network), path, tile=TILE, precision=precision)  # type: ignore[arg-type]
     assert bool(float32) == (precision == "fp16")
     image = picture(rng)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -80,14 +82,25 @@ def test_weights_and_pixels_are_half_and_the_interface_is_not(half: tuple[onnx.M
         assert node.name not in kept
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_keeps_nodes_in_float32(half: tuple[onnx.ModelProto, tuple[str, ...]], choice: str) -> None:
+def test_every_choice_keeps_nodes_in_float32(
+    full: onnx.ModelProto, half: tuple[onnx.ModelProto, tuple[str, ...]]
+) -> None:
     model, kept = half
     found = types(model)
-    nodes = [node for node in model.graph.node if node.name in kept and CHOICES[choice](node)]
-    assert nodes
-    for node in nodes:
-        assert HALF not in {found[name] for name in (*node.input, *node.output)}, node.name
+    reasons = choices(full.graph, lowering_of("EchoIR"))
+    assert list(reasons) == [
+        "layer norm",
+        "lengths of q and k",
+        "global mean",
+        "attention matrix",
+        "border of the graph",
+    ]
+    for reason, names in reasons.items():
+        nodes = [node for node in model.graph.node if node.name in names]
+        assert nodes, reason
+        assert names <= set(kept)
+        for node in nodes:
+            assert HALF not in {found[name] for name in (*node.input, *node.output)}, node.name
 
 
 def test_a_choice_given_up_becomes_half(full: onnx.ModelProto) -> None:

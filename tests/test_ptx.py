@@ -11,7 +11,7 @@ from echoir.export.echo import ptx
 from echoir.export.echo.ptx import TARGETS, CompiledKernel, assemble, compile_forward
 from echoir.runtime.errors import BackendError, MissingExtraError
 
-triton = pytest.importorskip("triton", reason="needs echoir[kernel]")
+triton = pytest.importorskip("triton", reason="needs pip install '.[kernel]'")
 slow = pytest.mark.slow
 
 

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from builders import make_source
 from onnx import TensorProto, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,11 +24,12 @@ from echoir.calibration.ranges import observe
 from echoir.calibration.sampler import Tile, Tiles
 from echoir.checkpoint import load_checkpoint
 from echoir.export.echo.lowering import deployed
-from echoir.export.graph import build_model
+from echoir.export.lowering import lowering_of
 from echoir.export.precision import to_fp16
 from echoir.networks.echoir import EchoIR
 
 SIDE = 32
+ECHO = lowering_of("EchoIR")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def network() -> EchoIR:
 
 @pytest.fixture(scope="module")
 def model(network: EchoIR) -> onnx.ModelProto:
-    return build_model(network, tile=(SIDE, SIDE), batch=1, io="float")
+    return make_source(network).graph(tile=(SIDE, SIDE), batch=1, io="float")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def tiles() -> Tiles:
 
 @pytest.fixture(scope="module")
 def calibrated(model: onnx.ModelProto, tiles: Tiles) -> Calibrated:
-    return calibrate(model, tiles, threads=1)
+    return calibrate(model, tiles, structure=ECHO.int8, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +80,14 @@ def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 def test_multiply_accumulates_are_those_that_pytorch_counts(network: EchoIR, model: onnx.ModelProto) -> None:
     with FlopCounterMode(display=False) as counter:
         deployed(network)(torch.zeros(1, 3, SIDE, SIDE))
-    graph = Graph(model)
+    graph = Graph(model, ECHO.int8)
     convolutions = sum(graph._macs(node) for node in model.graph.node if node.op_type == "Conv")
     assert 2 * convolutions == counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     assert sum(layer.macs for layer in graph.layers) / graph.macs > 0.9
 
 
 def test_layers_are_everything_with_pixels_that_multiplies(model: onnx.ModelProto) -> None:
-    graph = Graph(model)
+    graph = Graph(model, ECHO.int8)
     kinds = Counter(layer.kind for layer in graph.layers)
     blocks = len([node for node in model.graph.node if node.op_type == "Softmax"])
     assert kinds["depthwise"] == 5 * blocks
@@ -100,24 +102,24 @@ def test_layers_are_everything_with_pixels_that_multiplies(model: onnx.ModelProt
 @pytest.mark.parametrize("places", [(place,) for place in PLACES] + [PLACES])
 def test_equalization_is_exact(model: onnx.ModelProto, tiles: Tiles, places: Any) -> None:
     rng = np.random.default_rng(1)
-    graph = Graph(model)
+    graph = Graph(model, ECHO.int8)
     peaks = {
         spot.tensor: np.exp(rng.standard_normal(graph.shapes[spot.tensor][1])).astype(np.float32)
         for spot in spots(graph)
     }
     image = tiles.calibration[0].degraded
-    changed = equalize(model, peaks, places)
+    changed = equalize(model, peaks, places, structure=ECHO.int8)
     assert changed.SerializeToString() != model.SerializeToString()
     assert psnr(run(changed, image), run(model, image)) > 100
 
 
 def test_channels_are_alike_where_weights_bear_it_freely(model: onnx.ModelProto, tiles: Tiles) -> None:
     inputs = [tile.degraded for tile in tiles.calibration]
-    found = spots(Graph(model))
+    found = spots(Graph(model, ECHO.int8))
     assert {spot.place for spot in found} == set(PLACES)
     before = observe(model, [spot.tensor for spot in found], inputs, threads=1)
     after = observe(
-        equalize(model, {name: seen.peaks for name, seen in before.items()}),
+        equalize(model, {name: seen.peaks for name, seen in before.items()}, structure=ECHO.int8),
         [spot.tensor for spot in found],
         inputs,
         threads=1,
@@ -130,11 +132,11 @@ def test_channels_are_alike_where_weights_bear_it_freely(model: onnx.ModelProto,
 
 
 def test_a_dead_channel_stays_finite(model: onnx.ModelProto, tiles: Tiles) -> None:
-    graph = Graph(model)
+    graph = Graph(model, ECHO.int8)
     peaks = {spot.tensor: np.zeros(graph.shapes[spot.tensor][1], np.float32) for spot in spots(graph)}
     for spot in spots(graph)[1:]:
         peaks[spot.tensor][0] = 1
-    assert np.isfinite(run(equalize(model, peaks), tiles.calibration[0].degraded)).all()
+    assert np.isfinite(run(equalize(model, peaks, structure=ECHO.int8), tiles.calibration[0].degraded)).all()
 
 
 # Q/DQ
@@ -208,12 +210,12 @@ def test_int8_is_close_to_float(quantized: onnx.ModelProto, model: onnx.ModelPro
     expected = run(model, image)
     assert psnr(image, expected) < 30  # the network does something
     assert psnr(run(quantized, image), expected) > 40
-    assert psnr(run(to_fp16(quantized)[0], image), run(quantized, image)) > 45
+    assert psnr(run(to_fp16(quantized, ECHO)[0], image), run(quantized, image)) > 45
 
 
 def test_ranges_serve_another_tile_and_format(network: EchoIR, calibrated: Calibrated) -> None:
     layers = calibrated.graph.layers
-    made = calibrated.quantized(layers, build_model(network, tile=(2 * SIDE, SIDE), batch=None, io="uint8"))
+    made = calibrated.quantized(layers, make_source(network).graph(tile=(2 * SIDE, SIDE), batch=None, io="uint8"))
     onnx.checker.check_model(made, full_check=True)
     count = [
         len([node for node in one.graph.node if node.op_type == "QuantizeLinear"])
@@ -225,7 +227,7 @@ def test_ranges_serve_another_tile_and_format(network: EchoIR, calibrated: Calib
 def test_depthwise_groups_of_four_compute_the_same(model: onnx.ModelProto, tiles: Tiles) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    regroup(changed, [layer for layer in Graph(model).layers if layer.kind == "depthwise"])
+    regroup(changed, [layer for layer in Graph(model, ECHO.int8).layers if layer.kind == "depthwise"])
     shapes = [list(tensor.dims) for tensor in changed.graph.initializer if tensor.name.endswith("query.1.weight")]
     assert shapes
     assert all(shape[1] == GROUP for shape in shapes)
@@ -234,14 +236,14 @@ def test_depthwise_groups_of_four_compute_the_same(model: onnx.ModelProto, tiles
 
 
 @pytest.mark.tensorrt
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install 'echoir[rtx]'")
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'")
 def test_tensorrt_rtx_takes_it_and_runs_int8(quantized: onnx.ModelProto, tmp_path: Path) -> None:
     from echoir.export.engine import build_engine
 
     source = tmp_path / "int8.onnx"
-    onnx.save(to_fp16(quantized)[0], source)
+    onnx.save(to_fp16(quantized, ECHO)[0], source)
     info = build_engine(source, tmp_path / "e", target="tensorrt-rtx", compute_capabilities=["8.9"])
-    layers = Graph(quantized).layers
+    layers = Graph(quantized, ECHO.int8).layers
     convolutions = len([layer for layer in layers if layer.kind != "product"])
     assert info.details["precisions"]["convolution"]["int8"] >= convolutions
     assert info.details["precisions"]["matrix product"]["int8"] == len(layers) - convolutions

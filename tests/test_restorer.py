@@ -266,11 +266,11 @@ def test_an_8_bit_model_refuses_deeper_images(identity_uint8: Artifact, dtype: A
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((8, 8, 4), np.uint8), r"\[H, W, 3\] or \[H, W\]"),
-        (np.zeros((8, 8, 1), np.uint8), r"\[H, W, 3\] or \[H, W\]"),
-        (np.zeros(8, np.uint8), r"\[H, W, 3\] or \[H, W\]"),
+        (np.zeros((8, 8, 2), np.uint8), r"\[H, W, 3\], \[H, W\].*got shape \(8, 8, 2\)$"),
+        (np.zeros((3, 8, 9), np.uint8), r"channels first: numpy.moveaxis\(image, -3, -1\)"),
+        (np.zeros(8, np.uint8), r"\[H, W, 3\], \[H, W\].*got shape \(8,\)"),
         (np.zeros((0, 8, 3), np.uint8), "at least one pixel"),
-        (np.zeros((8, 8, 3), np.int16), "uint8, uint16 or float32, got int16"),
+        (np.zeros((8, 8, 3), np.int16), "uint8, uint16, float32 or float64, got int16"),
         (np.full((8, 8, 3), np.nan, np.float32), "NaN or infinite"),
     ],
 )

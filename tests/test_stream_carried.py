@@ -13,7 +13,7 @@ from running import echoir
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.restorer import Restorer
 
-av = pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+av = pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
 pytestmark = needs_ffmpeg
 GRADED = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
 HDR = ("-color_primaries", "bt2020", "-color_trc", "smpte2084", "-colorspace", "bt2020nc", "-color_range", "tv")

@@ -13,7 +13,7 @@ from running import echoir
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.streams.companions import Lane
 
-av = pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+av = pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
 pytestmark = needs_ffmpeg
 
 

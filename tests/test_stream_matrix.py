@@ -16,7 +16,7 @@ from running import echoir
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.streams.muxing import sets_rates
 
-pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
 pytestmark = needs_ffmpeg
 
 TABLE = Path(__file__).parent.parent / "docs" / "streams.md"

@@ -19,7 +19,7 @@ from echoir.runtime.artifact import Artifact
 from echoir.runtime.streams.muxing import sets_rates
 from echoir.runtime.streams.truncation import announced_bytes
 
-pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
 pytestmark = needs_ffmpeg
 
 

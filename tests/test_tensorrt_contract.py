@@ -257,7 +257,7 @@ def test_bindings_made_for_numpy_1_are_found_out(bindings: Bindings) -> None:
 @pytest.mark.tensorrt
 def test_polygraphy_configures_the_builder_of_this_version(bindings: Bindings) -> None:
     if find_spec("polygraphy") is None:
-        pytest.skip("needs Polygraphy (pip install 'echoir[rtx]')")
+        pytest.skip("needs Polygraphy (pip install '.[rtx]')")
     log = bindings.run("configured")
     for needed in ("clear_flag", "set_memory_pool_limit", "builder_optimization_level = 4", "set_timing_cache"):
         assert any(entry.startswith(needed) for entry in log), (needed, log)
@@ -267,7 +267,7 @@ def test_polygraphy_configures_the_builder_of_this_version(bindings: Bindings) -
 
 
 @pytest.mark.tensorrt
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install 'echoir[rtx]'")
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'")
 def test_tensorrt_rtx_has_every_name_of_worker_and_session() -> None:
     names = wanted((99,), (WORKER, SESSION, LANE)) | {name: [] for name in RTX_ONLY}
     names = {name: counts for name, counts in names.items() if not name.startswith(tuple(SINCE))}

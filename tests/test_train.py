@@ -29,7 +29,7 @@ from echoir.train import Trainer
 
 RECIPE = Recipe(
     preset="tiny",
-    stages=(Stage(3, 16, 2), Stage(3, 24, 1)),
+    stages=(Stage(3, 16, 2), Stage(3, 32, 1)),
     warmup=2,
     holdout=1,
     validate_every=100,
@@ -192,14 +192,14 @@ def test_the_exported_checkpoint_is_the_averaged_network(tmp_path: Path, images:
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     loaded = load_checkpoint(trainer.run())
     assert (loaded.task, loaded.preset) == ("denoise", "tiny")
-    assert loaded.metadata["recipe"]["stages"][1]["patch"] == 24
+    assert loaded.metadata["recipe"]["stages"][1]["patch"] == 32
     assert not loaded.network.training
     for a, b in zip(trainer.average.module.parameters(), loaded.network.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_run_by_the_clock_ends_in_time_at_the_final_rate(tmp_path: Path, images: list[Picture]) -> None:
-    recipe = replace(RECIPE, minutes=0.05, stages=(Stage(10**6, 16, 1), Stage(10**6, 24, 1)), final_learning_rate=1e-7)
+    recipe = replace(RECIPE, minutes=0.05, stages=(Stage(10**6, 16, 1), Stage(10**6, 32, 1)), final_learning_rate=1e-7)
     seen: list[dict[str, float]] = []
     trainer = Trainer("denoise", recipe, images, tmp_path / "run", report=lambda **figures: seen.append(figures))
     trainer.run()
@@ -229,8 +229,15 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path, images: list[Pi
     [
         (["--preset", "huge"], 2, "unknown preset 'huge'; there are"),
         (["--device", "nonsense"], 6, "device 'nonsense' cannot be used"),
-        (["--strategy", "guess"], 2, "strategy must be one of single-level, as-blo"),
+        (["--strategy", "guess"], 2, "strategy: found 'guess', needed one of single-level, as-blo"),
         (["--data", "missing"], 3, "missing: not a folder"),
+        (["--task", "dehaze"], 2, "task: found 'dehaze', needed one of denoise, realnoise"),
+        (["--task", "denoise+nowhere:fog"], 2, "task: 'nowhere:fog': No module named 'nowhere'"),
+        (["--preset", "json:Net"], 2, "preset: 'json:Net': module json has no 'Net'"),
+        (["--preset", "json:loads"], 2, "preset: 'json:loads' with network = {}"),
+        (["--loss", "l3"], 2, "loss: found 'l3', needed one of l1, charbonnier, l1+fft, psnr"),
+        (["--best", "rgb26"], 2, "best: found 'rgb26', needed one of rgb15, rgb25"),
+        (["--learning-rate", "-1"], 2, "learning_rate: found -1.0, needed a number above 0"),
     ],
 )
 def test_bad_requests_end_with_a_line_and_a_code(

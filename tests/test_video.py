@@ -21,7 +21,7 @@ from running import echoir
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.streams.videofile import SEGMENT, partial_folder
 
-av = pytest.importorskip("av", reason="needs PyAV (pip install 'echoir[video]')")
+av = pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 COMMAND = [sys.executable, "-c", "from echoir.cli import main; main()", "stream"]

@@ -11,6 +11,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
@@ -97,6 +98,7 @@ def library(place: Place, function: Function, engine: Artifact, largest: int = 4
         largest: batch, where the manifest leaves it open.
     """
     module = ModuleType("tensorrt")
+    module.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it while it compiles
     manifest = engine.manifest
     specs = {spec.name: spec for spec in (manifest.input, manifest.output)}
 

@@ -6,9 +6,11 @@ and the clean ones they stand for, both of the same size. It is a function of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import click
+import torch
 from torch import Tensor
 
 from echoir.degradations.blur import LONGEST, motion_blur
@@ -16,8 +18,9 @@ from echoir.degradations.camera import camera_and_other_noise
 from echoir.degradations.draw import Draw
 from echoir.degradations.noise import Pair, noise
 from echoir.degradations.rain import rain, rained_on
+from echoir.named import find, is_own
 
-__all__ = ["TASKS", "Degradation", "Draw", "Pair", "Task"]
+__all__ = ["TASKS", "Degradation", "Draw", "Pair", "Task", "find_task", "mixed"]
 
 Degradation = Callable[[Tensor, Draw], Pair]
 
@@ -33,6 +36,7 @@ class Task:
         layered: puts the difference of a pair on another clean picture, where a task can: (clean,
             difference, draw).
         luma: figures are those of the Y channel.
+        name: of one's own task, for files and reports.
     """
 
     degrade: Degradation
@@ -40,11 +44,66 @@ class Task:
     turns: bool = True
     layered: Callable[[Tensor, Tensor, Draw], Pair] | None = None
     luma: bool = False
+    name: str = "task"
 
 
 TASKS: dict[str, Task] = {
-    "denoise": Task(noise),
-    "realnoise": Task(camera_and_other_noise, margin=4),
-    "derain": Task(rain, turns=False, layered=rained_on, luma=True),
-    "deblur": Task(motion_blur, margin=LONGEST // 2 + 1),
+    "denoise": Task(noise, name="denoise"),
+    "realnoise": Task(camera_and_other_noise, margin=4, name="realnoise"),
+    "derain": Task(rain, turns=False, layered=rained_on, luma=True, name="derain"),
+    "deblur": Task(motion_blur, margin=LONGEST // 2 + 1, name="deblur"),
 }
+
+
+def mixed(shares: Mapping[Task, float]) -> Task:
+    """One task of several: every crop goes through one of them, drawn by share.
+
+    Pairs are taken as they are, but lend their layers to no other picture. Crops are turned if those of every
+    task are, and figures are of the Y channel if those of every task are.
+
+    Args:
+        shares: positive numbers; what they sum to does not matter.
+
+    Raises:
+        ValueError: no task, or a share that is not positive.
+    """
+    if not shares or min(shares.values()) <= 0:
+        raise ValueError(f"a mixed task needs tasks with positive shares, got {list(shares.values())}")
+    tasks = list(shares)
+    margin = max(task.margin for task in tasks)
+
+    def degrade(clean: Tensor, draw: Draw) -> Pair:
+        counts = draw.parts(len(clean), list(shares.values()))
+        parts = [
+            task.degrade(crops, draw) for task, crops in zip(tasks, clean.split(counts), strict=True) if len(crops)
+        ]
+        return torch.cat([degraded for degraded, _ in parts]), torch.cat([truth for _, truth in parts])
+
+    return Task(
+        degrade,
+        margin,
+        turns=all(task.turns for task in tasks),
+        luma=all(task.luma for task in tasks),
+        name="+".join(task.name for task in tasks),
+    )
+
+
+def find_task(name: str, own: bool = True) -> Task:
+    """A task by its name in :data:`TASKS`, one's own by ``module:attribute``, or several in equal shares by ``A+B``.
+
+    Args:
+        own: whether ``module:attribute`` is looked for, which runs the module: not for names that files hold.
+
+    Raises:
+        click.BadParameter: there is none of that name.
+    """
+    if "+" in name:
+        return mixed(dict.fromkeys((find_task(part, own) for part in name.split("+")), 1.0))
+    if own and is_own(name):
+        task = find(name, "task")
+        if not isinstance(task, Task):
+            raise click.BadParameter(f"task: found {name!r}, {type(task).__name__}, needed an echoir.degradations.Task")
+        return task
+    if name not in TASKS:
+        raise click.BadParameter(f"task: found {name!r}, needed one of {', '.join(TASKS)}, or module:attribute")
+    return TASKS[name]

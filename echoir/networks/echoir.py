@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echoir.networks.upsampler import EchoUpsampler
+from echoir.runtime.descriptor import Descriptor
 
 HALVINGS = 3
 
@@ -122,6 +123,27 @@ class EchoIR(nn.Module):
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
         return cls(replace(PRESETS[name], **switches))
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of a tile are multiples of, in pixels.
+
+        The network halves the tile several times, and the deployed form of EchoUpsample works on blocks of twice
+        its radius.
+        """
+        radii = [module.radius for module in self.modules() if isinstance(module, EchoUpsampler)]
+        return self.config.alignment * max((2 * max(radius, 1) for radius in radii), default=1)
+
+    def describe(self, task: str, preset: str) -> Descriptor:
+        """What a chain that deploys it needs to know; its attention makes it depend on the whole tile."""
+        return Descriptor(
+            architecture="EchoIR",
+            task=task,
+            parameters=sum(parameter.numel() for parameter in self.parameters()),
+            variant=preset,
+            config=self.config.to_dict(),
+            multiple=(self.multiple, self.multiple),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore a batch.

@@ -266,7 +266,7 @@ class EchoUpsampler(nn.Module):
         return self.out(self.upsample(self.reduce(x), self.mlp(reference)))
 
     def upsample(self, down: Tensor, guide: Tensor) -> Tensor:
-        """The bare operator with this module's sigmas; the exporter replaces this one method."""
+        """The bare operator with this module's sigmas."""
         return echo_upsample(
             down, guide, self.log_sigma_spatial.exp(), self.log_sigma_range.exp(), self.radius, self.combine
         )

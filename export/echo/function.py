@@ -11,6 +11,7 @@ and w are multiples of 2 * max(radius, 1). Output: [N, C, 2h, 2w].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,13 @@ _END = np.iinfo(np.int64).max
 def node_attributes(radius: int, combine: Combine = "sum") -> dict[str, int | str]:
     """Attributes of a node, as TensorRT's parser wants them to let an ahead-of-time plugin take over."""
     return {"radius": radius, "combine": COMBINES.index(combine), "plugin_namespace": DOMAIN, "aot": 1}
+
+
+def macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Multiply-accumulates of a node's taps: squared distances over the guide's channels, sums over the values'."""
+    radius = next(entry.i for entry in node.attribute if entry.name == "radius")
+    _, channels, height, width = shapes[node.output[0]]
+    return (2 * radius + 1) ** 2 * (channels + shapes[node.input[1]][1]) * height * width
 
 
 def echo_function(radius: int, combine: Combine, opset: int, compute: int = TensorProto.FLOAT) -> onnx.FunctionProto:

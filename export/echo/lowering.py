@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echoir.calibration.graph import Layer
+from echoir.export.echo.function import DOMAIN, NAME, node_attributes
 from echoir.networks.echoir import (
     ChannelAttention,
     Downsample,
@@ -32,6 +34,7 @@ from echoir.networks.echoir import (
     MixAttentionBlock,
     SelfAttention,
 )
+from echoir.networks.upsampler import EchoUpsampler
 
 LANES = 16  # channels per vector in ONNX Runtime's blocked layout (AVX-512); a multiple of tensor cores' 8
 # Queries and keys are made this much smaller, so that their product over all pixels of a tile fits
@@ -52,6 +55,61 @@ def deployed(network: EchoIR) -> EchoIR:
             blocks = (Block(block) if isinstance(block, MixAttentionBlock) else block for block in child)
             setattr(network, name, nn.Sequential(*blocks))
     return network
+
+
+def lowered(network: nn.Module) -> nn.Module:
+    """The deployed form, with each EchoUpsample as one node of its own in an exported graph."""
+    assert isinstance(network, EchoIR)
+    network = deployed(network)
+    for name, child in list(network.named_children()):
+        if isinstance(child, EchoUpsampler):
+            setattr(network, name, OpaqueUpsampler(child))
+    return network
+
+
+# Nodes of the attention matrix: they have no pixels, so they cost nothing, and everything hangs on them.
+MATRIX = "/attention/mix/"
+
+
+def in_matrix(name: str) -> bool:
+    """Whether a node, by name, belongs to :class:`Mix`."""
+    return MATRIX in name
+
+
+def divided_by_length(name: str) -> bool:
+    """Whether a node gives queries or keys, whose channels :class:`Mix` divides by their lengths."""
+    return any(part in name for part in ("/attention/query/1/", "/attention/key/1/"))
+
+
+def stage(layer: Layer) -> str:
+    """The layers of one kind in one part of the network's blocks: some sixty groups, whatever its depth."""
+    first, *path = layer.name.split("/")[:-1]
+    if "attention" in path:
+        path = ["attention", layer.kind]
+    elif "feed_forward" in path:
+        path = ["feed_forward", "out" if path[-1] == "out" else layer.kind]
+    return "/".join([first, *path])
+
+
+class OpaqueUpsampler(EchoUpsampler):
+    """An upsampler whose operator is a single node of the exported graph, for a plugin or a function to take."""
+
+    def __init__(self, upsampler: EchoUpsampler) -> None:
+        nn.Module.__init__(self)
+        self.radius, self.combine = upsampler.radius, upsampler.combine
+        for name, child in (*upsampler.named_children(), *upsampler.named_parameters(recurse=False)):
+            setattr(self, name, child)
+
+    def upsample(self, down: Tensor, guide: Tensor) -> Tensor:
+        n, c, h, w = down.shape
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{NAME}",
+            (down, guide, self.log_sigma_spatial.exp(), self.log_sigma_range.exp()),
+            attrs={**node_attributes(self.radius, self.combine)},
+            dtype=down.dtype,
+            shape=(n, c, 2 * h, 2 * w),
+            version=1,
+        )
 
 
 class Block(nn.Module):

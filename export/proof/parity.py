@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoir import __version__
-from echoir.checkpoint import Checkpoint
-from echoir.evaluate import restore_whole
 from echoir.export.proof.figures import (
     AgainstTruth,
     AgainstWhole,
@@ -25,9 +23,8 @@ from echoir.export.proof.figures import (
     code_error,
 )
 from echoir.export.proof.results import Exhibit, Gate, ParityReport, default_gate
-from echoir.export.reference import PyTorchSession
+from echoir.export.sources import Source
 from echoir.metrics import to_8bit
-from echoir.networks.echoir import EchoIR
 from echoir.runtime.contract import Session
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
 from echoir.runtime.manifest import Manifest
@@ -36,9 +33,6 @@ from echoir.runtime.tiling import tile_starts
 from echoir.samples import Sample, Samples
 
 MIN_SIDE = 11  # SSIM's window
-# Pixels times the network's width that one pass of a whole image may take: 4 megapixels for tiny,
-# 1.3 for base, a few GB of activations in either case.
-WHOLE_BUDGET = 4_000_000 * 16
 EXHIBITS = 6
 EXHIBIT_SIDE = 512
 
@@ -48,7 +42,7 @@ OnImage = Callable[[str], None]
 def measure_parity(
     manifest: Manifest,
     session: Session,
-    checkpoint: Checkpoint,
+    source: Source,
     samples: Samples,
     *,
     gate: Gate | None = None,
@@ -61,7 +55,7 @@ def measure_parity(
     Args:
         manifest: of the artifact.
         session: runs the artifact's model.
-        checkpoint: must be the one the artifact was made from.
+        source: must be the one the artifact was made from.
         samples: pictures with ground truth.
         gate: None takes the precision's.
         overlap: None takes the manifest's.
@@ -69,22 +63,20 @@ def measure_parity(
         on_image: told the name of each finished picture.
 
     Raises:
-        ArtifactError: another checkpoint, or one whose network gives no restored image itself.
+        ArtifactError: another source, or one whose network gives no restored image itself.
         ImageError: a picture cannot be read or is smaller than 11 pixels.
     """
-    if checkpoint.sha256 != manifest.checkpoint.sha256:
+    if source.record.sha256 != manifest.checkpoint.sha256:
         hint = f"the artifact was made from {manifest.checkpoint.name}, name that file with --reference"
-        raise ArtifactError("checkpoint.sha256", checkpoint.sha256, manifest.checkpoint.sha256, hint)
-    reference = PyTorchSession(
-        checkpoint.network, io="uint8" if manifest.input.dtype == "uint8" else "float", threads=threads
-    )
+        raise ArtifactError("checkpoint.sha256", source.record.sha256, manifest.checkpoint.sha256, hint)
+    reference = source.session(io="uint8" if manifest.input.dtype == "uint8" else "float", threads=threads)
     ours, theirs = (Restorer(one, manifest, overlap=overlap) for one in (session, reference))
     images: list[ImageFigures] = []
     rejected: list[tuple[str, str]] = []
     exhibits: list[tuple[float, int, Exhibit]] = []
     for index, sample in enumerate(samples):
         try:
-            exhibit = _measure_image(sample, ours, theirs, checkpoint.network)
+            exhibit = _measure_image(sample, ours, theirs, source)
         except RejectedOutputError as error:
             rejected.append((sample.name, str(error)))
         else:
@@ -122,7 +114,7 @@ def seam_band(height: int, width: int, tiles: list[Window]) -> NDArray[np.bool_]
     return count > 1
 
 
-def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, network: EchoIR) -> Exhibit:
+def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Source) -> Exhibit:
     height, width, _ = sample.truth.shape
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{sample.name}: {width}x{height} pixels are too few, SSIM needs {MIN_SIDE} on each side")
@@ -136,9 +128,8 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, network: Ec
             "checkpoint", f"a network that fails on {sample.name} ({error})", "a trained one"
         ) from error
     tiles = windows(height, width, manifest, ours.overlap)
-    whole = None
-    if height * width * network.config.width <= WHOLE_BUDGET:
-        one_piece = restore_whole(network, _floats(given))
+    whole, one_piece = None, source.whole(_floats(given))
+    if one_piece is not None:
         one_piece = _floats(to_8bit(one_piece)) if codes else one_piece
         whole = AgainstWhole.measure(engine, pytorch, one_piece, sample.truth, seam_band(height, width, tiles))
     figures = ImageFigures(

@@ -240,7 +240,7 @@ def _manifest(manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "file", f"{model.file}, {model.bytes:,} bytes"
     yield "SHA-256", model.sha256
     yield "checkpoint", f"{manifest.checkpoint.name}, SHA-256 {manifest.checkpoint.sha256}"
-    yield "network", f"{network.preset}, {network.parameters:,} parameters, for {manifest.task}"
+    yield "network", f"{network.name}, {network.parameters:,} parameters, for {network.task}"
     kept = ", ".join(f"{len(nodes)} nodes in {kind}" for kind, nodes in manifest.precision.higher.items())
     yield "precision", manifest.precision.name + (f", {kept}" if kept else "")
     if manifest.precision.int8:

@@ -20,7 +20,7 @@ from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Array, ReadStrip, Strip, check_tensor
 from echoir.runtime.cuda.driver import Cuda, Memory, cuda
 from echoir.runtime.cuda.image import ImageLane
-from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
+from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError, MissingExtraError
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.tiling import Axis
 
@@ -89,7 +89,8 @@ class TensorRTSession:
             [N, ...] in the manifest's output layout and dtype.
 
         Raises:
-            ValueError: tiles of another shape or type, or a closed session.
+            ValueError: tiles of another shape or type.
+            ClosedSessionError: it was closed.
             BackendError: the run failed.
         """
         tile, source = self.manifest.tile, self.manifest.input
@@ -111,7 +112,7 @@ class TensorRTSession:
             batch: tiles per run, where the engine leaves it open.
 
         Raises:
-            ValueError: a closed session.
+            ClosedSessionError: it was closed.
             BackendError: the run failed.
         """
         first = read(0)
@@ -147,7 +148,7 @@ class TensorRTSession:
         size = self.manifest.tile.batch or batch
         with self._lock:
             if self._closed.is_set():
-                raise ValueError("the session is closed")
+                raise ClosedSessionError
             self._busy += 1
             fitting = [lane for lane in self._idle if lane.batch == size]
             lane = fitting[-1] if fitting else None

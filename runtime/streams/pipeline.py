@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, Generic, Literal, Protocol, TypeGuard, TypeVar, get_args
 
 import numpy as np
 
 from echoir.runtime.errors import RejectedOutputError
+from echoir.runtime.inputs import check_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Policy = Literal["pass", "drop", "slow"]
@@ -309,7 +310,7 @@ class Frame:
     """An image on its way through :meth:`Restorer.stream`.
 
     Args:
-        image: [H, W, 3] RGB or [H, W] gray; uint8, uint16 or float32.
+        image: as :meth:`Restorer.__call__` takes.
         time: of the capture, in whatever unit the caller uses; carried along.
         data: anything; carried along.
         index: its place among the frames that came in, from 0.
@@ -325,6 +326,11 @@ class Frame:
     latency: float = 0.0
 
 
+def _timed(given: object) -> TypeGuard[tuple[Array, float]]:
+    """Whether it is an image and its time."""
+    return isinstance(given, tuple) and len(given) == 2 and np.ndim(given[1]) == 0
+
+
 class ImageStream:
     """What :meth:`Restorer.stream` gives: iterate over it once; ``counters`` say what became of the frames.
 
@@ -335,7 +341,7 @@ class ImageStream:
     def __init__(
         self,
         restorer: Restore,
-        frames: Iterable[Array | Frame],
+        frames: Iterable[Array | tuple[Array, float] | Frame],
         deadline: float | None,
         policy: Policy,
         depth: int | None,
@@ -365,8 +371,8 @@ class ImageStream:
 
     def _copied(self) -> Iterator[Frame]:
         for given in self._frames:
-            frame = given if isinstance(given, Frame) else Frame(given)
-            image = self._buffer(frame.image)
+            frame = given if isinstance(given, Frame) else Frame(*given) if _timed(given) else Frame(check_array(given))
+            image = self._buffer(check_array(frame.image))
             np.copyto(image, frame.image)
             yield Frame(image, frame.time, frame.data)
 

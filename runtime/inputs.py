@@ -1,0 +1,127 @@
+"""Images as callers have them: what :class:`~echoir.runtime.restorer.Restorer` takes, and what it says to the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from echoir.runtime.channels import PEAKS
+from echoir.runtime.contract import Array
+from echoir.runtime.errors import ImageError
+
+Colour = Literal["RGB", "BGR"]
+SHAPES = "an image is [H, W, 3], [H, W], [H, W, 1] or [H, W, 4], or several of one size [N, H, W, 1, 3 or 4]"
+BRIGHTEST = 16.0  # where 1 is white; a noisy or a linear picture has less, one in 0 to 255 more unless it is black
+
+
+@dataclass(frozen=True)
+class Part:
+    """One image of those given, without its alpha.
+
+    Args:
+        rows: ``rows(y0, y1)`` gives rows y0 to y1 - 1, [y1 - y0, W, 3] RGB or [y1 - y0, W].
+        height, width: in pixels.
+        out: [height, width, 3] RGB or [height, width], a view of what the caller gets.
+    """
+
+    rows: Callable[[int, int], Array]
+    height: int
+    width: int
+    out: Array
+
+
+def check_array(image: object) -> Array:
+    """The image if it is an array.
+
+    Raises:
+        ImageError: it is something else; the message says what to give.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    if image is None:
+        raise ImageError("there is no image, None was given; cv2.imread gives None for a file that it cannot read")
+    if isinstance(image, str | os.PathLike):
+        raise ImageError(
+            f"an image is an array, got the path {os.fspath(image)!r}; read it first (echoir.runtime.open_picture), "
+            "or restore files with: echoir restore"
+        )
+    if isinstance(image, list | tuple):
+        raise ImageError(
+            f"an image is an array, got a {type(image).__name__} of {len(image)}; restore them one by one, or "
+            "images of one size together: numpy.stack(images), [N, H, W, 3]"
+        )
+    raise ImageError(f"an image is a numpy array, got {type(image).__name__}; numpy.asarray(...) makes one of most")
+
+
+def parts(image: object, out: Array | None, colour: Colour) -> tuple[Array, list[Part]]:
+    """What is to be filled, and the images to fill it with; alpha is in it already.
+
+    Args:
+        image: [H, W, 3], [H, W], [H, W, 1], [H, W, 4] or [N, H, W, 1, 3 or 4]; uint8, uint16, float32 or float64.
+        out: an array of that shape and type to fill, or None for a new one.
+        colour: the order of the colours in both.
+
+    Raises:
+        ImageError: no array, another shape, floats that are not in [0, 1], or an ``out`` that cannot take it.
+    """
+    array = check_array(image)
+    if colour not in get_args(Colour):
+        raise ImageError(f"colour is {' or '.join(map(repr, get_args(Colour)))}, got {colour!r}")
+    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] not in (1, 3, 4)):
+        channels_first = array.ndim > 2 and array.shape[-3] in (1, 3, 4)
+        hint = "; this one has its channels first: numpy.moveaxis(image, -3, -1)" if channels_first else ""
+        raise ImageError(f"{SHAPES}; got shape {array.shape}{hint}")
+    if 0 in array.shape:
+        raise ImageError(f"an image has at least one pixel, got shape {array.shape}")
+    _check_type(array)
+    filled = np.empty_like(array) if out is None else out
+    if (filled.shape, filled.dtype) != (array.shape, array.dtype):
+        raise ImageError(f"out must be {array.dtype} {array.shape} as the image, got {filled.dtype} {filled.shape}")
+    if _overlap(array, filled):
+        raise ImageError("out shares memory with the image, which is read again where tiles overlap")
+    if array.shape[-1] == 4 and array.ndim > 2:
+        filled[..., 3] = array[..., 3]
+    several = zip(array, filled, strict=True) if array.ndim == 4 else [(array, filled)]
+    return filled, [_part(_colours(source, colour), _colours(target, colour)) for source, target in several]
+
+
+def _check_type(array: Array) -> None:
+    if array.dtype not in (*PEAKS, np.float64):
+        remedy = {
+            "b": "; image.astype('uint8') * 255",
+            "f": "; image.astype('float32')",
+            "i": "; image.astype('uint8') where the values are in 0 to 255",
+        }.get(array.dtype.kind, "")
+        raise ImageError(f"pixels must be uint8, uint16, float32 or float64, got {array.dtype}{remedy}")
+    if array.dtype.kind == "f" and (brightest := float(array.max())) > BRIGHTEST and np.isfinite(brightest):
+        raise ImageError(
+            f"white is 1 where pixels are {array.dtype}, and this image goes up to {brightest:g}; "
+            "divide it by its white (image / 255), or give it as uint8"
+        )
+
+
+def _colours(image: Array, colour: Colour) -> Array:
+    """A view as RGB or gray: [H, W, 3] or [H, W]."""
+    if image.ndim == 2:
+        return image
+    if image.shape[2] == 1:
+        return image[:, :, 0]
+    return image[:, :, :3] if colour == "RGB" else image[:, :, 2::-1]
+
+
+def _part(source: Array, out: Array) -> Part:
+    kind = np.float32 if source.dtype == np.float64 else source.dtype
+    height, width = source.shape[:2]
+    return Part(lambda y0, y1: np.asarray(source[y0:y1], kind), height, width, out)
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays have a byte in common; where that is hard to tell, they are taken to."""
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # numpy's stub knows two values alone
+    except RuntimeError:  # numpy's TooHardError, which has no name that all its versions know
+        return True
