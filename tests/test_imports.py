@@ -97,7 +97,7 @@ def test_generic_code_names_no_network() -> None:
         generic = name.startswith(("echoir.export.", "echoir.runtime.", "echoir.calibration."))
         if (
             generic
-            and not f"{name}.".startswith("echoir.export.echo.")
+            and not f"{name}.".startswith(("echoir.export.echo.", "echoir.export.grl."))
             and NETWORK.search(path.read_text(encoding="utf-8"))
         ):
             named.add(name)
