@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -17,6 +18,8 @@ from echoir.export.grl import lean
 from echoir.metrics import psnr
 from echoir.networks.grl import GRL, GRLConfig
 from echoir.networks.grl_official import from_official
+
+HEAVY = pytest.mark.skipif(not os.environ.get("ECHOIR_HEAVY"), reason="minutes of exporting; set ECHOIR_HEAVY=1")
 
 
 def lively(size: str, task: str, **switches: Any) -> GRL:
@@ -78,6 +81,7 @@ def test_onnx_runtime_agrees_with_pytorch() -> None:
     assert psnr(restored, network(image).numpy()) > 90
 
 
+@HEAVY
 def test_the_file_does_not_grow_with_the_tile() -> None:
     network = lively("t", "demosaic", width=12, depths=(3,))  # its third block shifts windows and stripes
     small, large = exported(network, 32, 32), exported(network, 128, 96)
@@ -86,7 +90,7 @@ def test_the_file_does_not_grow_with_the_tile() -> None:
     assert folded < 64 * 1024  # a bias of one stripe would have 1024 x 64 numbers
 
 
-@pytest.mark.slow
+@HEAVY
 def test_denoising_at_256_fits_in_12_megabytes() -> None:
     model = exported(GRL.from_preset("t").eval(), 256, 256)
     assert model.ByteSize() < 12e6
