@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_artifact
+from builders import make_artifact, make_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -95,7 +96,8 @@ class TestNames:
                 assert result.err.startswith(f"error: {field}")
 
     def test_a_manifest_cannot_move_the_cursor(self, tmp_path: Path) -> None:
-        model = make_artifact(tmp_path, "one", task="a\x1b[2Jb\nc").model_path
+        network = replace(make_manifest().network, task="a\x1b[2Jb\nc")
+        model = make_artifact(tmp_path, "one", network=network).model_path
         result = echoir("inspect", model)
         assert result.code == 0
         assert r"a\x1b[2Jb\nc" in result.out
