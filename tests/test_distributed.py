@@ -64,8 +64,9 @@ def test_two_processes_train_as_one_with_the_double_batch(tmp_path: Path, strate
 
     def together() -> Iterator[list[Batch]]:
         for batches in zip(*(rank.batches() for rank in ranks), strict=True):
+            # In turns, so that the lower level's share of the whole batch is each rank's share of its own.
             yield [
-                tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+                tuple(torch.stack(tensors, 1).flatten(0, 1) for tensors in zip(*parts, strict=True))
                 for parts in zip(*batches, strict=True)
             ]
             for rank in ranks:
