@@ -69,6 +69,15 @@ def test_any_batch_gives_what_pytorch_gives(export: Export, batch: int, rng: np.
     np.testing.assert_allclose(run(path, image), expected, atol=2e-5)
 
 
+def test_a_network_at_half_resolution_gives_what_pytorch_gives(tmp_path: Path, rng: np.random.Generator) -> None:
+    network, path = lively(stem=2, refinement=0), tmp_path / "half.onnx"
+    export_onnx(make_source(network), path, tile=(64, 32), batch=1)
+    image = rng.random((1, 3, 64, 32), dtype=np.float32)
+    np.testing.assert_allclose(run(path, image), network(torch.from_numpy(image)).numpy(), atol=5e-5)
+    with pytest.raises(ValueError, match="multiples of 32, got 48 x 32"):
+        export_onnx(make_source(network), path, tile=(48, 32), batch=1)
+
+
 def test_a_fixed_batch_is_in_the_file(export: Export, rng: np.random.Generator) -> None:
     network, path, _ = export({"reference": "image", "channel_attention": False}, batch=2)
     graph = onnx.load(path).graph
@@ -165,6 +174,8 @@ def test_an_export_leaves_the_network_as_it_is(export: Export) -> None:
         {"upsampler": "transpose"},
         {"reference": "image"},
         {"width": 24, "heads": (1, 2, 3, 4)},
+        {"stem": 2},
+        {"stem": 2, "reference": "image", "refinement": 0},
     ],
     ids=str,
 )
