@@ -84,7 +84,7 @@ class Store:
         i, j = torch.meshgrid(*(torch.arange(full, device=sizes.device),) * 2, indexing="ij")
         mirrored, turn = (draw.integers(high, n, 1, 1).to(sizes.device) for high in (2, 4 if turns else 1))
         j = torch.where(mirrored == 1, full - 1 - j, j)
-        i, j = i.expand_as(j), j
+        i = i.expand_as(j)
         rows = torch.where(turn == 0, i, torch.where(turn == 1, j, full - 1 - torch.where(turn == 2, i, j)))
         columns = torch.where(
             turn == 0, j, torch.where(turn == 1, full - 1 - i, torch.where(turn == 2, full - 1 - j, i))

@@ -34,7 +34,7 @@ def l1_fft(restored: Tensor, clean: Tensor) -> Tensor:
 
 
 def psnr(restored: Tensor, clean: Tensor) -> Tensor:
-    """Half the mean natural logarithm of each crop's squared error; one decibel is 0.115. Below 50 dB it levels off.
+    """Half the mean natural logarithm of each crop's squared error; one decibel is 0.115. Beyond 50 dB it levels off.
 
     It weighs crops of weak noise as much as those of strong noise.
     """
