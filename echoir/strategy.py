@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.optim import AdamW, Optimizer
 
 from echoir.asblo import ASBLO, Decay
+from echoir.captured import Captured
 from echoir.compiled import Choice, Mode, choose
 from echoir.crops import Batch
 from echoir.distributed import World
@@ -68,26 +69,45 @@ class Strategy(Protocol):
 class SingleLevel:
     """Plain descent on all parameters: the ablation's other arm, and the usual way to warm up.
 
-    A step averages the gradients of the recipe's ``accumulate`` batches. On CUDA its loss is not waited for.
+    A step averages the gradients of the recipe's ``accumulate`` batches. On CUDA its loss is not waited for, and a
+    process that is alone launches it as one graph.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, world: World, loss: Loss) -> None:
         self.network, self.recipe, self.world, self.loss = network, recipe, world, loss
         self.sets, self.parts = 1, recipe.accumulate
-        fused = world.device.startswith("cuda")
+        cuda = world.device.startswith("cuda")
+        self._captures = cuda and world.size == 1
+        rate = torch.tensor(recipe.learning_rate, device=world.device) if self._captures else recipe.learning_rate
         adamw = AdamW(
-            network.parameters(), recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay, fused=fused
+            network.parameters(),
+            rate,
+            recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=cuda,
+            capturable=self._captures,
         )
         self.optimizers: dict[str, Optimizer] = {"network": adamw}
         self._chosen: dict[torch.Size, Choice] = {}
+        self._captured: dict[torch.Size, Captured] = {}
 
     def step(self, batches: Sequence[Batch], rate: float) -> Mapping[str, float | Tensor]:
+        _set_rate(self.optimizers["network"], rate)
+        for batch in batches:  # before the gradients: a first comparison uses them
+            self._choice(batch)
+        if not self._captures:
+            return {"loss": self._update(batches)}
+        size = batches[0][0].shape
+        if size not in self._captured:
+            self._captured[size] = Captured(self._update)
+        return {"loss": self._captured[size](batches)}
+
+    def _update(self, batches: Sequence[Batch]) -> Tensor:
         optimizer = self.optimizers["network"]
-        _set_rate(optimizer, rate)
-        choices = [self._choice(batch) for batch in batches]  # before the gradients: a first comparison uses them
         optimizer.zero_grad()
         total = torch.zeros((), device=batches[0][0].device)
-        for (degraded, clean), choice in zip(batches, choices, strict=True):
+        for degraded, clean in batches:
+            choice = self._choice((degraded, clean))
             with torch.autocast(degraded.device.type, torch.bfloat16, enabled=choice.mode.bfloat16):
                 restored = choice.forward(degraded)
             loss = self.loss(restored.float(), clean) / len(batches)
@@ -98,7 +118,7 @@ class SingleLevel:
             _finite(total)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         optimizer.step()
-        return {"loss": total}
+        return total
 
     def _choice(self, batch: Batch) -> Choice:
         """How crops of this size are run: decided, and said, once."""
@@ -110,7 +130,8 @@ class SingleLevel:
 
     @property
     def notes(self) -> list[str]:
-        return [choice.note for choice in self._chosen.values() if choice.note]
+        found = [choice.note for choice in self._chosen.values()]
+        return [note for note in [*found, *(captured.note for captured in self._captured.values())] if note]
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -253,7 +274,10 @@ def _autocast(tensor: Tensor, recipe: Recipe) -> AbstractContextManager[None]:
 
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):  # a recorded step reads it where it is
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _finite(loss: Tensor) -> float:

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 from echoir.runtime.cuda import driver as cuda_module
 from echoir.runtime.cuda.driver import KERNELS
@@ -73,7 +73,10 @@ def installed(gpu: Gpu, tensorrt: ModuleType) -> Iterator[None]:
     package.driver = driver(gpu)  # type: ignore[attr-defined]
     modules = {"pycuda": package, "pycuda.driver": package.driver, "tensorrt": tensorrt}
     cuda_module.cuda.cache_clear()
-    with patch.dict(sys.modules, modules), patch.object(cuda_module, "driver_library", lambda: Library(gpu)):
+    with pytest.MonkeyPatch.context() as patched:  # patch.dict would forget what is imported inside
+        for name, module in modules.items():
+            patched.setitem(sys.modules, name, module)
+        patched.setattr(cuda_module, "driver_library", lambda: Library(gpu))
         yield
     cuda_module.cuda.cache_clear()
     assert not gpu.allocations, "device memory is left"

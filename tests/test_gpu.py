@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import fake_gpu
 import numpy as np
@@ -71,10 +71,13 @@ class Device:
         """A restorer whose engine is this function; ``options`` go to :func:`torch_engine.artifact`."""
         engine = torch_engine.artifact(folder, **options)
         library = torch_engine.library(self.place, function, engine)
-        with patch.dict("sys.modules", tensorrt=library), Restorer.open(engine.model_path) as restorer:
-            yield restorer
-            with restorer.session._lane(options["batch"] or restorer.batch) as lane:  # type: ignore[attr-defined]
-                assert lane.graphed, f"no CUDA graph of the engine's run: {library.reason}"
+        with pytest.MonkeyPatch.context() as patched:
+            # Not patch.dict, which forgets every module imported inside: Triton cannot be imported twice.
+            patched.setitem(sys.modules, "tensorrt", library)
+            with Restorer.open(engine.model_path) as restorer:
+                yield restorer
+                with restorer.session._lane(options["batch"] or restorer.batch) as lane:  # type: ignore[attr-defined]
+                    assert lane.graphed, f"no CUDA graph of the engine's run: {library.reason}"
 
 
 class Host:
