@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
 if TYPE_CHECKING:
     from echoir.runtime.bench import Subject
+    from echoir.runtime.artifact import Artifact
+    from echoir.runtime.contract import Device
     from echoir.runtime.jobs import Exists, Report
-    from echoir.runtime.manifest import Manifest
+    from echoir.runtime.restorer import Restorer
+    from echoir.runtime.serving.session import Served
 
 LONG = 8  # entries
+DEVICES = ("auto", "cpu", "cuda", "openvino", "openvino-bf16")
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
 
 
@@ -58,10 +62,37 @@ def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-m", "--model", metavar="ARTIFACT", required=True, help=help)(function)
 
 
+def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--device``, alike in the commands that run an artifact."""
+    help = (
+        "What runs an ONNX model: ONNX Runtime on cpu or cuda; OpenVINO, in bfloat16 too; or auto, the quickest "
+        "of those here that keep its pixels, measured once. An engine has its own."
+    )
+    return click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help=help)(function)
+
+
+def open_restorer(
+    model: str, device: Device, *, overlap: int | None, batch: int | None, threads: int | None, quiet: bool
+) -> Restorer:
+    """As :meth:`Restorer.open`, but that standard error says what ``auto`` came to."""
+    from echoir.runtime.output import displayable
+    from echoir.runtime.restorer import Restorer
+    from echoir.runtime.sessions import open_model, open_session
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(displayable(line), err=True)
+
+    opened = open_model(model)
+    session = open_session(opened, threads=threads, device=device, say=say)
+    return Restorer(session, opened.manifest, overlap=overlap, batch=batch)
+
+
 @click.command()
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @model_option
 @click.option("-o", "--output", metavar="OUT", required=True, help="A folder; or a file name, for one input file.")
+@device_option
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
 @click.option(
@@ -105,6 +136,7 @@ def restore(
     inputs: tuple[str, ...],
     model: str,
     output: str,
+    device: Device,
     overlap: int | None,
     batch: int | None,
     threads: int | None,
@@ -135,7 +167,6 @@ def restore(
     from echoir.runtime.jobs import Naming, PlanError, Report, part_of, plan
     from echoir.runtime.jobs import restore as run
     from echoir.runtime.output import displayable
-    from echoir.runtime.restorer import Restorer
 
     if on is None and any(option is not None for option in (workers, gpus, attempts)):
         raise click.UsageError("--workers, --gpus and --attempts go with --on ray")
@@ -151,8 +182,9 @@ def restore(
     how: dict[str, Any] = {"upright": orientation == "apply", "max_pixels": max_pixels or MAX_PIXELS}
     told: dict[str, Any] = {"exists": exists, "log_json": log_json, "quiet": quiet}
     if on is None:
+        wishes: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "quiet": quiet or log_json}
         with (
-            Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer,
+            open_restorer(model, device, **wishes) as restorer,
             _summary(report, log_json, quiet),
         ):
             run(restorer, jobs, report, **how, **told)
@@ -160,7 +192,7 @@ def restore(
         from echoir.runtime.ray_jobs import Cluster, Settings, restore_on_ray
 
         cluster = Cluster(on or None, workers or 1, gpus or 0, attempts or 3)
-        settings = Settings.of(model, cluster, threads, overlap=overlap, batch=batch, **how)
+        settings = Settings.of(model, cluster, threads, device=device, overlap=overlap, batch=batch, **how)
         with _summary(report, log_json, quiet):
             restore_on_ray(settings, cluster, jobs, report, **told)
     if report.failed:
@@ -184,11 +216,18 @@ def _summary(report: Report, log_json: bool, quiet: bool) -> Iterator[None]:
 
 @click.command()
 @model_option
+@device_option
 @click.option("--iterations", type=click.IntRange(min=2), default=50, show_default=True, help="Timed runs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Runs before them.")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
 @click.option("--threads", type=ThreadsType(), help="Threads, for all that is compared. [default: all cores]")
-@click.option("--against", metavar="pytorch|ARTIFACT", help="Run another in turn with this one, and print ratios.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="DEVICE|all|pytorch|ARTIFACT",
+    help="Run another in turn with this one, and print ratios: the same artifact on another device, or on all that are "
+    "here; PyTorch; another artifact. May be repeated.",
+)
 @click.option(
     "--reference", metavar="CHECKPOINT", help="Weights for --against pytorch. [default: what the artifact names]"
 )
@@ -196,11 +235,12 @@ def _summary(report: Report, log_json: bool, quiet: bool) -> Iterator[None]:
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Measure the share of each operator.")
 def bench(
     model: str,
+    device: Device,
     iterations: int,
     warmup: int,
     batch: int | None,
     threads: int | None,
-    against: str | None,
+    against: tuple[str, ...],
     reference: str | None,
     json_file: str | None,
     profile: bool,
@@ -211,27 +251,35 @@ def bench(
     artifact alone, before anything it is compared with is loaded.
     """
     import json
+    from functools import partial
 
     from echoir.runtime import bench as measure
     from echoir.runtime.artifact import Artifact
+    from echoir.runtime.choice import agreement, psnr_text
     from echoir.runtime.files import atomic_write
     from echoir.runtime.machine import describe_machine, usable_cores
     from echoir.runtime.output import displayable_lines
     from echoir.runtime.sessions import open_model, open_session
 
-    if reference and against != "pytorch":
+    if reference and "pytorch" not in against:
         raise click.UsageError("--reference goes with --against pytorch")
     threads = threads or usable_cores()
     opened = open_model(model)
     before = measure.peak_memory()
     with ExitStack() as stack:
-        session = stack.enter_context(open_session(opened, threads=threads))
+        say = partial(click.echo, err=True)
+        session = stack.enter_context(open_session(opened, threads=threads, device=device, say=say))
         subjects = [measure.subject(opened.manifest.name, opened.manifest, session, batch)]
         measure.time_in_turn(subjects, 1, warmup)
         peak = measure.peak_memory()
-        if against is not None:
-            subjects.append(_opponent(stack, against, opened.manifest, subjects[0], threads, batch, reference))
+        for name in _named(against, opened, device):
+            subjects.append(_opponent(stack, name, opened, subjects[0], threads, batch, reference))
         latencies = measure.measure(subjects, iterations, warmup)
+        agreements = {
+            subject.name: agreement(opened.manifest, session, subject.session)
+            for subject in subjects[1:]
+            if subject.name in DEVICES
+        }
         machine = describe_machine()
         shares = None
         if profile and isinstance(opened, Artifact) and opened.manifest.model.backend == "onnxruntime":
@@ -239,20 +287,41 @@ def bench(
     result = measure.report(
         opened.manifest, latencies, threads=threads, memory=(before, peak), machine=machine, profile=shares
     )
+    result["psnr"] = agreements
     text = json.dumps(result, indent=2) + "\n"
     if json_file == "-":
         click.echo(text, nl=False)
         return
     click.echo(displayable_lines(measure.as_text(result)))
+    for name, psnr in agreements.items():
+        click.echo(f"{name} against {device}, the worst of the shipped pictures: {psnr_text(psnr)}")
     if json_file:
         with atomic_write(json_file) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
+def _named(against: tuple[str, ...], model: Artifact | Served, device: Device) -> list[str]:
+    """What an artifact is compared with, each once."""
+    from echoir.runtime.artifact import Artifact
+    from echoir.runtime.choice import installed
+
+    if "auto" in against:
+        raise click.UsageError("--against takes a device by its name, or all; auto is one of those")
+    if {*against} & {*DEVICES, "all"} and not (
+        isinstance(model, Artifact) and model.manifest.model.backend == "onnxruntime"
+    ):
+        raise click.UsageError(
+            "only an ONNX model has several devices, not an engine or a server; "
+            "--against takes another artifact, or pytorch"
+        )
+    names = [one for name in against for one in (installed() if name == "all" else [name])]
+    return [name for name in dict.fromkeys(names) if name != device]
+
+
 def _opponent(
     stack: ExitStack,
     against: str,
-    manifest: Manifest,
+    model: Artifact | Served,
     own: Subject,
     threads: int,
     batch: int | None,
@@ -265,17 +334,20 @@ def _opponent(
     from echoir.runtime.errors import ArtifactError, needs_extra
     from echoir.runtime.sessions import open_model, open_session
 
+    if against in DEVICES:
+        session = stack.enter_context(open_session(model, threads=threads, device=cast("Device", against)))
+        return measure.subject(against, model.manifest, session, batch)
     if against != "pytorch":
         other = open_model(against)
         session = stack.enter_context(open_session(other, threads=threads))
         return measure.subject(other.manifest.name, other.manifest, session, batch)
     with needs_extra("train"):
         from echoir.export.sources import open_source
-    source = open_source(reference or manifest.checkpoint.name)
+    source = open_source(reference or model.manifest.checkpoint.name)
     config = json.loads(json.dumps(source.descriptor.config))
-    if config != manifest.network.config:
-        raise ArtifactError("network.config", config, manifest.network.config, "other networks do not compare")
-    io: Literal["uint8", "float"] = "uint8" if manifest.input.dtype == "uint8" else "float"
+    if config != model.manifest.network.config:
+        raise ArtifactError("network.config", config, model.manifest.network.config, "other networks do not compare")
+    io: Literal["uint8", "float"] = "uint8" if model.manifest.input.dtype == "uint8" else "float"
     return measure.Subject(
         "pytorch",
         stack.enter_context(source.session(io=io, threads=threads)),

@@ -19,7 +19,7 @@ from echoir.runtime.tiling import Axis
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Device = Literal["cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "openvino", "openvino-bf16"]
 Array = np.ndarray[Any, np.dtype[Any]]
 ReadStrip = Callable[[int], Array]
 
@@ -61,6 +61,33 @@ class ImageSession(Session, Protocol):
         self, read: Callable[[int], Array], down: Axis, across: Axis, batch: int
     ) -> Generator[Strip, None, None]:
         """See :meth:`echoir.runtime.cuda.session.TensorRTSession.strips`."""
+
+
+def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[Array, Array], None]) -> Array:
+    """Check tiles and run them ``size`` at a time; the last batch is filled up.
+
+    Args:
+        manifest: of the session.
+        tiles: [N, ...] in the input's layout and type, N >= 1.
+        size: of a batch.
+        run: runs one batch, [size, ...], and writes to an array of the output's layout and type. Both arrays are
+            contiguous, and no copies wherever that can be.
+
+    Raises:
+        ValueError: tiles of another shape or type.
+    """
+    tile, source, sink = manifest.tile, manifest.input, manifest.output
+    needed = source.shape(len(tiles), tile.height, tile.width)
+    if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
+        raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
+    count = -(-len(tiles) // size) * size
+    output = np.empty(sink.shape(count, tile.height, tile.width), sink.dtype)
+    for start in range(0, count, size):
+        batch = tiles[start : start + size]
+        if len(batch) < size:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        run(np.ascontiguousarray(batch), output[start : start + size])
+    return output[: len(tiles)]
 
 
 def check_tensor(role: str, spec: TensorSpec, manifest: Manifest, name: str, dtype: str, shape: list[int]) -> None:

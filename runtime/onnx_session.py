@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.contract import Array, Device, check_tensor
+from echoir.runtime.contract import Array, check_tensor, run_in_batches
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError
 from echoir.runtime.machine import all_cores
 from echoir.runtime.manifest import Manifest
@@ -45,7 +44,9 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
 class OnnxSession:
     """ONNX Runtime on the CPU or, where that provider is installed, on a CUDA device."""
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None, device: Device = "cpu") -> None:
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = None, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -86,26 +87,18 @@ class OnnxSession:
             ClosedSessionError: it was closed.
             BackendError: the run failed, most likely for want of memory.
         """
-        tile, source = self.manifest.tile, self.manifest.input
-        needed = source.shape(len(tiles), tile.height, tile.width)
-        if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
-            raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
-        size = tile.batch or len(tiles)
-        outputs = []
-        for start in range(0, len(tiles), size):
-            batch = tiles[start : start + size]
-            missing = size - len(batch)
-            if missing:
-                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            outputs.append(self._run(batch)[: size - missing])
-        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        return run_in_batches(self.manifest, tiles, self.manifest.tile.batch or max(len(tiles), 1), self._run)
 
-    def _run(self, batch: Array) -> Array:
+    def _run(self, batch: Array, out: Array) -> None:
+        """One batch, from and into memory of ours: ONNX Runtime allocates nothing for it."""
         if self._session is None:
             raise ClosedSessionError
-        names = [self.manifest.output.name], {self.manifest.input.name: np.ascontiguousarray(batch)}
+        source, sink = self.manifest.input, self.manifest.output
         try:
-            return self._session.run(*names)[0]
+            binding = self._session.io_binding()
+            binding.bind_input(source.name, "cpu", 0, batch.dtype, batch.shape, batch.ctypes.data)
+            binding.bind_output(sink.name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+            self._session.run_with_iobinding(binding)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed on {len(batch)} tiles (out of memory?): {error}") from error
 
@@ -127,6 +120,26 @@ def model_source(path: Path) -> str | bytes:
     except UnicodeEncodeError:
         return path.read_bytes()
     return str(path)
+
+
+def without_functions(path: Path) -> bytes:
+    """A model with the functions of its own written out, for a library that has none: ONNX Runtime does it.
+
+    Raises:
+        ArtifactError: the file is no model.
+    """
+    import onnxruntime
+
+    options = session_options(1)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "model.onnx")
+        options.optimized_model_filepath = str(written)
+        try:
+            onnxruntime.InferenceSession(model_source(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions derive from Exception directly
+            raise ArtifactError("model", f"{path.name}, which does not load ({error})", "an ONNX model") from error
+        return written.read_bytes()
 
 
 def _check_tensors(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from echoir.runtime.contract import Device
 from echoir.runtime.errors import ArtifactError, BackendError, EchoIRError, ImageError, needs_extra
 from echoir.runtime.images import MAX_PIXELS
 from echoir.runtime.jobs import Exists, Failure, Job, Report, pending, restore_one
@@ -52,6 +53,7 @@ class Settings:
 
     model: str
     threads: int
+    device: Device = "cpu"
     overlap: int | None = None
     batch: int | None = None
     upright: bool = False
@@ -84,7 +86,11 @@ class Worker:
         try:
             if self._restorer is None:
                 self._restorer = Restorer.open(
-                    settings.model, overlap=settings.overlap, batch=settings.batch, threads=settings.threads
+                    settings.model,
+                    overlap=settings.overlap,
+                    batch=settings.batch,
+                    threads=settings.threads,
+                    device=settings.device,
                 )
             job = Job(Path(row["source"]), Path(row["target"]))
             left = restore_one(self._restorer, job, upright=settings.upright, max_pixels=settings.max_pixels)

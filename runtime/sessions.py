@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from echoir.runtime.artifact import Artifact
@@ -27,14 +28,23 @@ def open_model(where: str | os.PathLike[str]) -> Artifact | Served:
     return Artifact.open(where)
 
 
-def open_session(model: Artifact | Served, *, threads: int | None = None, device: Device = "cpu") -> Session:
+def open_session(
+    model: Artifact | Served,
+    *,
+    threads: int | None = None,
+    device: Device = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> Session:
     """A session for a model, checked against its manifest.
 
     Args:
         model: what :func:`open_model` or :meth:`Artifact.open` returned.
-        threads: CPU threads, at most the machine's cores; None leaves it to ONNX Runtime (one per physical core).
-        device: ``"cuda"`` needs an ONNX Runtime with that provider. An engine runs on the first CUDA
-            device, and a server as it was told, whatever is said here.
+        threads: CPU threads, at most the machine's cores; None leaves it to the library (one per physical core).
+        device: ``"cpu"`` and ``"cuda"`` are ONNX Runtime, ``"openvino"`` and ``"openvino-bf16"`` (in bfloat16)
+            OpenVINO on the processor; ``"auto"`` is the quickest of those that are here and pass the gate
+            (:func:`echoir.runtime.choice.choose`). An engine runs on the first CUDA device, and a server as it
+            was told, whatever is said here.
+        say: told in a line what ``"auto"`` came to.
 
     Raises:
         ArtifactError: the file is no model, or its tensors are not what the manifest says.
@@ -44,8 +54,18 @@ def open_session(model: Artifact | Served, *, threads: int | None = None, device
         from echoir.runtime.serving.session import RemoteSession
 
         return RemoteSession(model)
-    if model.manifest.model.backend == "onnxruntime":
-        return OnnxSession(model, threads=threads, device=device)
-    from echoir.runtime.cuda.session import TensorRTSession
+    if model.manifest.model.backend != "onnxruntime":
+        from echoir.runtime.cuda.session import TensorRTSession
 
-    return TensorRTSession(model)
+        return TensorRTSession(model)
+    if device == "auto":
+        from echoir.runtime.choice import choose
+
+        choice = choose(model, lambda one: open_session(model, threads=threads, device=one), threads)
+        say(f"{model.model_path.name} {choice}")
+        device = choice.device
+    if device in ("openvino", "openvino-bf16"):
+        from echoir.runtime.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(model, threads=threads, bfloat16=device == "openvino-bf16")
+    return OnnxSession(model, threads=threads, device="cuda" if device == "cuda" else "cpu")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from echoir.runtime.commands import ThreadsType, model_option
+from echoir.runtime.commands import ThreadsType, device_option, model_option, open_restorer
 
 if TYPE_CHECKING:
+    from echoir.runtime.contract import Device
     from echoir.runtime.progress import Progress
     from echoir.runtime.restorer import Restorer
     from echoir.runtime.streams.endpoints import Raw, Wishes
@@ -112,6 +113,7 @@ _sink_options = _groups(
 @click.argument("source")
 @click.argument("sink")
 @model_option
+@device_option
 @_model_options
 @_live_options
 @_pixel_options
@@ -125,6 +127,7 @@ def stream(
     source: str,
     sink: str,
     model: str,
+    device: Device,
     overlap: int | None,
     batch: int | None,
     threads: int | None,
@@ -157,10 +160,9 @@ def stream(
 
     if sink == "-" and os.isatty(1):
         raise click.UsageError("standard output is a terminal: pipe it into a program or a file")
-    from echoir.runtime.restorer import Restorer
-
     wanted = _wishes(source, **wishes)
-    with Restorer.open(model, overlap=overlap, batch=batch, threads=threads) as restorer:
+    settings: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "quiet": quiet or log_json}
+    with open_restorer(model, device, **settings) as restorer:
         run = _Run(restorer, source, sink, wanted, deadline and deadline / 1e3, policy, queue, realtime)
         code = run((matrix, range_, siting), log_json, quiet)
     if code:
