@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,15 +116,21 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 _LEFT = re.compile(r"\.echoir-[0-9a-f]{12}(\.[^.]*)?")
 _cleared: set[Path] = set()
+_clearing = threading.Lock()
 
 
 def _clear(folder: Path) -> None:
     """Remove the temporary files that nobody holds, once a process and folder."""
-    if folder in _cleared:
-        return
-    _cleared.add(folder)
-    with os.scandir(folder) as entries:
-        left = [folder / entry.name for entry in entries if _LEFT.fullmatch(entry.name)]
+    with _clearing:  # another thread's new file has no lock for a moment
+        if folder in _cleared:
+            return
+        _cleared.add(folder)
+        with os.scandir(folder) as entries:
+            left = [folder / entry.name for entry in entries if _LEFT.fullmatch(entry.name)]
+        _remove(left)
+
+
+def _remove(left: list[Path]) -> None:
     for path in left:
         with suppress(OSError):  # another's, or gone
             held = os.open(path, os.O_RDWR | os.O_NOFOLLOW)

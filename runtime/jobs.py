@@ -6,18 +6,27 @@ import glob
 import hashlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
+from echoir.runtime.contract import Array
 from echoir.runtime.errors import ImageError
 from echoir.runtime.folders import UNREAD, Found, find_pictures, is_within, name_unread
 from echoir.runtime.images import MAX_PIXELS, open_picture, picture_size, save_picture
 from echoir.runtime.picture import WRITABLE
 from echoir.runtime.progress import Progress
 from echoir.runtime.restorer import OnTiles, Restorer
+from echoir.runtime.turns import Turn, Turns
 
+# Jobs under way: while one is restored, the one before it is encoded or the one after it decoded.
+WORKERS = 2
+ALONE = 32_000_000  # pixels from which a picture is decoded, restored and encoded by itself, for its memory's sake
 Exists = Literal["skip", "overwrite", "error"]
 
 
@@ -248,7 +257,9 @@ def restore(
     log_json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Do the jobs one after the other; one that fails does not stop the others.
+    """Do the jobs in order; one that fails does not stop the others.
+
+    One image is restored at a time, while the one before it is encoded or the one after it decoded.
 
     Args:
         restorer: restores each image.
@@ -265,34 +276,60 @@ def restore(
         BackendError: the session broke down, so no further image can be restored.
     """
     todo = list(pending(jobs, report, exists))
+    sizes = [_size(job.source, upright, max_pixels) for job in todo]
     # The ETA counts tiles, since images differ in size.
-    tiles = [_tiles(restorer, job.source, upright, max_pixels) for job in todo]
+    tiles = [restorer.tiles(*size) if size else 0 for size in sizes]
     with Progress("restore", sum(tiles), "tiles", log_json=log_json, quiet=quiet) as progress:
+        telling = Lock()
 
         def note(failure: Failure) -> None:
             if log_json:
-                progress.note(str(failure), **asdict(failure))
+                with telling:
+                    progress.note(str(failure), **asdict(failure))
+
+        def settle(job: Job, done: Future[list[str]]) -> None:
+            try:
+                left = done.result()
+            except (ImageError, MemoryError) as error:
+                report.failed.append(Failure(str(job.source), str(error) or "out of memory"))
+                note(report.failed[-1])
+                return
+            report.restored.append(job)
+            if left and not quiet:
+                with telling:
+                    progress.note(f"{job.source}: not carried over: {', '.join(left)}", source=str(job.source))
+
+        def tell(number: int, done: int | None) -> None:
+            """So many tiles of a job are done; None: it is over."""
+            with telling:
+                before = sum(tiles[:number])
+                progress.advance(
+                    before + (tiles[number] if done is None else done) - progress.done, file=str(todo[number].source)
+                )
 
         for line in () if quiet else report.notes:
             progress.note(line)
         for failure in report.failed:
             note(failure)
-        for job, expected in zip(todo, tiles, strict=True):
-            begun = progress.done
-            progress.advance(0, file=str(job.source))
-
-            def on_tiles(done: int, total: int, begun: int = begun) -> None:
-                progress.advance(begun + done - progress.done)
-
+        turns = Turns(ImageError, MemoryError)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            futures: list[Future[list[str]]] = []
+            for number, (job, size) in enumerate(zip(todo, sizes, strict=True)):
+                alone = size is None or size[0] * size[1] > ALONE
+                turn = Turn(turns, number, alone, partial(tell, number))
+                futures.append(pool.submit(_in_turn, restorer, job, turn, upright, max_pixels))
+            rest = deque(zip(todo, futures, strict=True))
             try:
-                left = restore_one(restorer, job, upright=upright, max_pixels=max_pixels, on_tiles=on_tiles)
-                if left and not quiet:
-                    progress.note(f"{job.source}: not carried over: {', '.join(left)}", source=str(job.source))
-                report.restored.append(job)
-            except (ImageError, MemoryError) as error:
-                report.failed.append(Failure(str(job.source), str(error) or "out of memory"))
-                note(report.failed[-1])
-            progress.advance(begun + expected - progress.done)
+                while rest:
+                    settle(*rest[0])
+                    rest.popleft()
+            except BaseException:
+                turns.stop()
+                pool.shutdown(cancel_futures=True)
+                for job, future in rest:  # what was being encoded is whole
+                    if not future.cancelled() and future.exception() is None:
+                        report.restored.append(job)
+                raise
         progress.fields.pop("file", None)
         progress.advance(0, restored=len(report.restored), skipped=len(report.skipped), failed=len(report.failed))
 
@@ -309,13 +346,13 @@ def pending(jobs: Sequence[Job], report: Report, exists: Exists) -> Iterator[Job
             report.failed.append(Failure(str(job.source), f"the output {job.target} exists already (--exists error)"))
 
 
-def _tiles(restorer: Restorer, source: Path, upright: bool, max_pixels: int) -> int:
-    """Tiles of an image by its header; zero for what will turn out unreadable."""
+def _size(source: Path, upright: bool, max_pixels: int) -> tuple[int, int] | None:
+    """Height and width of an image by its header; None for what will turn out unreadable."""
     try:
         height, width = picture_size(source, upright=upright)
     except ImageError:
-        return 0
-    return restorer.tiles(height, width) if height * width <= max_pixels else 0
+        return None
+    return (height, width) if height * width <= max_pixels else None
 
 
 def restore_one(
@@ -325,12 +362,14 @@ def restore_one(
     upright: bool = False,
     max_pixels: int = MAX_PIXELS,
     on_tiles: OnTiles | None = None,
+    take: Callable[[Iterator[Array]], Iterator[Array]] = iter,
 ) -> list[str]:
     """Restore an image.
 
     Args:
         upright, max_pixels: as for :func:`restore`.
         on_tiles: told (tiles done, tiles in all) as the work goes on.
+        take: goes through the restored rows, and so says when that part of the work is done.
 
     Returns:
         What is in its file and not in the new one.
@@ -344,5 +383,17 @@ def restore_one(
     except OSError as error:
         raise ImageError(f"cannot create the folder {job.target.parent}: {error.strerror or error}") from error
     rows = restorer.strips(picture.read_rows, picture.height, picture.width, on_tiles=on_tiles)
-    save_picture(job.target, rows, picture)
+    save_picture(job.target, take(rows), picture)
     return picture.left_behind(job.target)
+
+
+def _in_turn(restorer: Restorer, job: Job, turn: Turn, upright: bool, max_pixels: int) -> list[str]:
+    with turn:
+        return restore_one(
+            restorer,
+            job,
+            upright=upright,
+            max_pixels=max_pixels,
+            on_tiles=lambda done, total: turn.tell(done),
+            take=turn.take,
+        )
