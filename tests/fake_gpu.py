@@ -395,10 +395,52 @@ def tensorrt(gpu: Gpu, version: str = "10.9.0") -> ModuleType:
         def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
             return [(count, *self.get_tensor_shape(name)[1:]) for count in (1, 1, 3)]
 
-        def create_execution_context(self, strategy: str) -> Any:
+        def create_execution_context(self, making: Any) -> Any:
             gpu.call("create_execution_context")
-            assert strategy == "user managed"
+            if isinstance(making, RuntimeConfig):
+                assert making.strategy == "user managed"
+                gpu.calls["compile"] += making.cache.use("kernels of " + str(list(self.tensors)))
+            else:
+                assert making == "user managed"
             return Execution(self)
+
+        def create_runtime_config(self) -> Any:
+            return RuntimeConfig()
+
+    class RuntimeConfig:
+        """TensorRT-RTX's."""
+
+        def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+            self.strategy = strategy
+
+        def create_runtime_cache(self) -> Any:
+            return RuntimeCache()
+
+        def set_runtime_cache(self, cache: Any) -> bool:
+            self.cache = cache
+            return True
+
+    class RuntimeCache:
+        """TensorRT-RTX's; it refuses what another version wrote."""
+
+        def __init__(self) -> None:
+            self.content = b""
+
+        def use(self, kernels: str) -> int:
+            """How many kernels had to be compiled."""
+            missing = kernels.encode() not in self.content
+            self.content += kernels.encode() * missing
+            return int(missing)
+
+        def serialize(self) -> Any:
+            return memoryview(version.encode() + b"\n" + self.content)
+
+        def deserialize(self, blob: bytes) -> bool:
+            made, _, content = blob.partition(b"\n")
+            if made != version.encode():
+                return False
+            self.content = content
+            return True
 
     class Execution:
         def __init__(self, engine: Engine) -> None:

@@ -31,10 +31,11 @@ VERSIONS = {
     "11.4.0.106": "tensorrt-cu13-bindings",
 }
 # The files that talk to TensorRT, and of which class their variables are (a leading "self." and "_" left out).
-WORKER, SESSION, LANE, CLASS, EMBEDDED = (
+WORKER, SESSION, LANE, KERNELS, CLASS, EMBEDDED = (
     "export/engine_worker.py",
     "runtime/cuda/session.py",
     "runtime/cuda/lane.py",
+    "runtime/cuda/kernel_cache.py",
     "runtime/cuda/plugin_class.py",
     "export/echo/plugin.py",
 )
@@ -53,6 +54,7 @@ VARIABLES = {
     },
     SESSION: {"engine": "ICudaEngine", "runtime": "Runtime"},
     LANE: {"engine": "ICudaEngine", "context": "IExecutionContext"},
+    KERNELS: {"engine": "ICudaEngine", "config": "IRuntimeConfig", "cache": "IRuntimeCache"},
     CLASS: {"registry": "IPluginRegistry", "types": "PluginFieldType"},
     EMBEDDED: {"trtp": "plugin"},
 }
@@ -269,12 +271,13 @@ def test_polygraphy_configures_the_builder_of_this_version(bindings: Bindings) -
 @pytest.mark.tensorrt
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'")
 def test_tensorrt_rtx_has_every_name_of_worker_and_session() -> None:
-    names = wanted((99,), (WORKER, SESSION, LANE)) | {name: [] for name in RTX_ONLY}
+    names = wanted((99,), (WORKER, SESSION, LANE, KERNELS)) | {name: [] for name in RTX_ONLY}
     names = {name: counts for name, counts in names.items() if not name.startswith(tuple(SINCE))}
     code = (
         "import runpy, sys, tensorrt_rtx; sys.modules['tensorrt_bindings'] = tensorrt_rtx; "
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     )
     version, wrong = answered([sys.executable, "-c", code, "look_up", json.dumps(names)])
+    assert {"IRuntimeConfig.create_runtime_cache", "IRuntimeCache.deserialize"} <= set(names)
     print(f"\nTensorRT-RTX {version}: {len(names)} names, {len(wrong)} missing or unlike")
     assert not wrong

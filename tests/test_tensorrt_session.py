@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -353,3 +354,30 @@ def test_the_compiled_kernels_are_those_of_the_source() -> None:
         assert entry is not None
         kinds = re.findall(r"\.param \.u(\d+)", entry[1])
         assert kinds == [{"P": "64", "i": "32"}[kind] for kind in arguments]
+
+
+def test_tensorrt_rtx_compiles_once_a_version_and_machine(
+    kernels: ctypes.CDLL, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = make_artifact(tmp_path, tile=(16, 24), overlap=4)
+    path = tmp_path / "built.engine"
+    shutil.copy(source.model_path, path)
+    record: dict[str, Any] = {"model": Model("tensorrt-rtx"), "engine": Engine("1.7", ("8.7",), 1.0, "Fake GPU")}
+    engine = write_artifact(replace(source.manifest, **record), path)
+    image = picture(rng, 70, 50, np.uint8, gray=False)
+
+    def start(version: str) -> int:
+        gpu = fake_gpu.Gpu(kernels)
+        module = fake_gpu.tensorrt(gpu, version)
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+        with fake_gpu.installed(gpu, module), Restorer.open(engine.model_path) as device:
+            np.testing.assert_array_equal(device(image), image)
+        return gpu.calls["compile"]
+
+    assert [start("1.7"), start("1.7"), start("1.8"), start("1.8"), start("1.7")] == [1, 0, 1, 0, 0]
+    kept = sorted((tmp_path / "cache/echoir/rtx").iterdir())
+    assert len(kept) == 2
+    for file in kept:
+        file.write_bytes(b"damaged")
+    assert start("1.7") == 1

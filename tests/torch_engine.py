@@ -153,7 +153,7 @@ def library(place: Place, function: Function, engine: Artifact, largest: int = 4
         def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
             return [shape(name, count) for count in (1, 1, largest)]
 
-        def create_execution_context(self, strategy: str) -> Context:
+        def create_execution_context(self, making: str) -> Context:
             return Context()
 
     class Runtime:

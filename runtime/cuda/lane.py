@@ -51,13 +51,13 @@ class Lane:
 
     Args:
         cuda: the device; its context is current.
-        trt: the library.
         engine: shared with other lanes, as is ``compute``, the stream for inference.
+        making: what an execution context is made with: an allocation strategy, or TensorRT-RTX's runtime config.
         manifest: of the engine.
         batch: tiles per run.
     """
 
-    def __init__(self, cuda: Cuda, trt: Any, engine: Any, manifest: Manifest, compute: Any, batch: int) -> None:
+    def __init__(self, cuda: Cuda, engine: Any, making: Any, manifest: Manifest, compute: Any, batch: int) -> None:
         self.batch, self.compute = batch, compute
         self.given, self.made = _layout(manifest.input, manifest), _layout(manifest.output, manifest)
         self._cuda, self._manifest = cuda, manifest
@@ -67,7 +67,7 @@ class Lane:
         try:
             self._slots = [Slot(cuda, self._memory, manifest, batch) for _ in range(SLOTS)]
             self._upload, self._download = cuda.stream(), cuda.stream()
-            self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            self._context = engine.create_execution_context(making)
             if self._context is None:
                 raise BackendError(f"{manifest.name}: no execution context (out of memory?)")
         except BaseException:

@@ -20,6 +20,7 @@ from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Array, ReadStrip, Strip, check_tensor
 from echoir.runtime.cuda.driver import Cuda, Memory, cuda
 from echoir.runtime.cuda.image import ImageLane
+from echoir.runtime.cuda.kernel_cache import KernelCache
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError, MissingExtraError
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.tiling import Axis
@@ -74,6 +75,11 @@ class TensorRTSession:
                 "model", f"{artifact.model_path.name}, which does not load ({self._logger.last_error})", "an engine"
             )
         self.max_batch = _check_tensors(self.manifest, self._trt, self._engine)
+        self._making: Any = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._compiled: KernelCache | None = None
+        if self.manifest.model.backend == "tensorrt-rtx":
+            self._compiled = KernelCache(self._trt, self._engine, self.manifest, self._cuda.name)
+            self._making = self._compiled.config
         self._kernels = self._cuda.kernels()
         self._compute = self._cuda.stream()
         self._scratch_size = self._engine.device_memory_size_v2
@@ -133,7 +139,7 @@ class TensorRTSession:
             if last:
                 self._memory.free()
                 # An engine outlives its contexts, a runtime its engines: in this order.
-                for name in ("_kernels", "_compute", "_engine", "_runtime"):
+                for name in ("_kernels", "_compute", "_making", "_compiled", "_engine", "_runtime"):
                     self.__dict__.pop(name, None)
 
     def __enter__(self) -> Self:
@@ -158,8 +164,10 @@ class TensorRTSession:
             with self._guarded():
                 if lane is None:
                     with self._lock, self._cuda.current():
-                        new = ImageLane(self._cuda, self._trt, self._engine, self.manifest, self._compute, size)
+                        new = ImageLane(self._cuda, self._engine, self._making, self.manifest, self._compute, size)
                         new.prepare(self._scratch, self._scratch_size)
+                        if self._compiled is not None:
+                            self._compiled.save()
                     lane = new
                 yield lane
         except BackendError:
