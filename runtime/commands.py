@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 if TYPE_CHECKING:
-    from echoir.runtime.bench import Subject
     from echoir.runtime.artifact import Artifact
+    from echoir.runtime.bench import Subject
     from echoir.runtime.contract import Device
     from echoir.runtime.jobs import Exists, Report
     from echoir.runtime.restorer import Restorer
@@ -256,9 +256,10 @@ def bench(
     from echoir.runtime import bench as measure
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.choice import agreement, psnr_text
+    from echoir.runtime.errors import BackendError
     from echoir.runtime.files import atomic_write
     from echoir.runtime.machine import describe_machine, usable_cores
-    from echoir.runtime.output import displayable_lines
+    from echoir.runtime.output import displayable, displayable_lines
     from echoir.runtime.sessions import open_model, open_session
 
     if reference and "pytorch" not in against:
@@ -273,7 +274,12 @@ def bench(
         measure.time_in_turn(subjects, 1, warmup)
         peak = measure.peak_memory()
         for name in _named(against, opened, device):
-            subjects.append(_opponent(stack, name, opened, subjects[0], threads, batch, reference))
+            try:
+                subjects.append(_opponent(stack, name, opened, subjects[0], threads, batch, reference))
+            except BackendError as error:
+                if name in against:
+                    raise
+                say(f"{name} is left out: {displayable(error)}")
         latencies = measure.measure(subjects, iterations, warmup)
         agreements = {
             subject.name: agreement(opened.manifest, session, subject.session)

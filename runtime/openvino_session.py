@@ -128,7 +128,7 @@ def _compiled(openvino: Any, core: Any, artifact: Artifact, settings: dict[str, 
             return core.import_model(blob, "CPU", settings)
         except RuntimeError:
             pass
-    # It knows no functions of a model's own, as EchoUpsample is one.
+    # It knows no functions of a model's own, and refuses what calls one.
     model = core.read_model(without_functions(artifact.model_path), b"")
     _check_tensors(artifact, model)
     if artifact.manifest.tile.batch is None:  # one size for all runs: it would prepare itself anew for each

@@ -206,3 +206,15 @@ def test_bench_compares_with_every_session_here(identity: Artifact, tmp_path: Pa
     assert "openvino" in figures["ratios"]
     assert figures["psnr"]["openvino"] is None
     assert "openvino against cpu, the worst of the shipped pictures: the same to the bit" in result.out
+
+
+def test_bench_leaves_out_what_does_not_run_here_unless_it_was_named(
+    identity: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "installed", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    arguments = ("bench", "-m", identity.model_path, "--iterations", 2, "--warmup", 1, "--threads", 1, "--no-profile")
+    result = echoir(*arguments, "--against", "all")
+    assert result.code == 0, result.err
+    assert "cuda is left out: ONNX Runtime has no CUDAExecutionProvider here" in result.err
+    assert echoir(*arguments, "--against", "cuda").code == 6
