@@ -287,12 +287,10 @@ def restore(
                 with telling:
                     progress.note(str(failure), **asdict(failure))
 
-        def settle(job: Job, done: Future[list[str]]) -> None:
-            try:
-                left = done.result()
-            except (ImageError, MemoryError) as error:
-                report.failed.append(Failure(str(job.source), str(error) or "out of memory"))
-                note(report.failed[-1])
+        def settle(job: Job, left: list[str] | Failure) -> None:
+            if isinstance(left, Failure):
+                report.failed.append(left)
+                note(left)
                 return
             report.restored.append(job)
             if left and not quiet:
@@ -313,7 +311,7 @@ def restore(
             note(failure)
         turns = Turns(ImageError, MemoryError)
         with ThreadPoolExecutor(WORKERS) as pool:
-            futures: list[Future[list[str]]] = []
+            futures: list[Future[list[str] | Failure]] = []
             for number, (job, size) in enumerate(zip(todo, sizes, strict=True)):
                 alone = size is None or size[0] * size[1] > ALONE
                 turn = Turn(turns, number, alone, partial(tell, number))
@@ -321,14 +319,15 @@ def restore(
             rest = deque(zip(todo, futures, strict=True))
             try:
                 while rest:
-                    settle(*rest[0])
+                    job, future = rest[0]
+                    settle(job, future.result())
                     rest.popleft()
             except BaseException:
                 turns.stop()
                 pool.shutdown(cancel_futures=True)
                 for job, future in rest:  # what was being encoded is whole
                     if not future.cancelled() and future.exception() is None:
-                        report.restored.append(job)
+                        settle(job, future.result())
                 raise
         progress.fields.pop("file", None)
         progress.advance(0, restored=len(report.restored), skipped=len(report.skipped), failed=len(report.failed))
@@ -387,13 +386,17 @@ def restore_one(
     return picture.left_behind(job.target)
 
 
-def _in_turn(restorer: Restorer, job: Job, turn: Turn, upright: bool, max_pixels: int) -> list[str]:
-    with turn:
-        return restore_one(
-            restorer,
-            job,
-            upright=upright,
-            max_pixels=max_pixels,
-            on_tiles=lambda done, total: turn.tell(done),
-            take=turn.take,
-        )
+def _in_turn(restorer: Restorer, job: Job, turn: Turn, upright: bool, max_pixels: int) -> list[str] | Failure:
+    """:func:`restore_one`; what goes wrong with the image is an answer, since an exception would hold its file open."""
+    try:
+        with turn:
+            return restore_one(
+                restorer,
+                job,
+                upright=upright,
+                max_pixels=max_pixels,
+                on_tiles=lambda done, total: turn.tell(done),
+                take=turn.take,
+            )
+    except (ImageError, MemoryError) as error:
+        return Failure(str(job.source), str(error) or "out of memory")

@@ -28,7 +28,7 @@ class Turns:
     def __init__(self, *forgiven: type[BaseException]) -> None:
         self.forgiven = forgiven
         self._changed = Condition()
-        self._now = 0
+        self._now = self._over = 0
         self.stopped = False
 
     def wait(self, number: int) -> None:
@@ -41,6 +41,23 @@ class Turns:
             self._changed.wait_for(lambda: self.stopped or self._now >= number)
             if self.stopped:
                 raise StoppedError
+
+    def wait_for_those_before(self, number: int) -> None:
+        """Until every job before one is over.
+
+        Raises:
+            StoppedError: they never will be.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.stopped or self._over >= number)
+            if self.stopped:
+                raise StoppedError
+
+    def leave(self, number: int) -> None:
+        """A job is over, and those before it were."""
+        with self._changed:
+            self._over = number + 1
+            self._changed.notify_all()
 
     def holds(self, number: int) -> bool:
         """Whether it is the turn of a job now."""
@@ -62,6 +79,9 @@ class Turns:
 class Turn:
     """One job's; a context manager around all of the job, which ends its turn whatever happens.
 
+    What comes behind the turn is done by one job at a time too: two at work on their outputs could fill a disk that
+    has room for one.
+
     Args:
         turns: shared by the jobs.
         number: of the job.
@@ -73,7 +93,7 @@ class Turn:
         self._turns, self._number, self._alone, self.tell = turns, number, alone, tell
 
     def take(self, parts: Iterator[T]) -> Iterator[T]:
-        """Wait for the turn, and go through what is only done then."""
+        """Wait for the turn, and go through what is only done then; ends when the jobs before are over."""
         self._turns.wait(self._number)
         self.tell(0)
         for part in parts:
@@ -82,6 +102,7 @@ class Turn:
             yield part
         if not self._alone:
             self._end()
+        self._turns.wait_for_those_before(self._number)
 
     def __enter__(self) -> Self:
         if self._alone:
@@ -97,6 +118,8 @@ class Turn:
         with suppress(StoppedError):
             self._turns.wait(self._number)
             self._end()
+            self._turns.wait_for_those_before(self._number)
+            self._turns.leave(self._number)
 
     def _end(self) -> None:
         """Tell before the next one can."""

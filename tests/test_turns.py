@@ -70,6 +70,24 @@ def test_a_forgiven_failure_ends_its_turn_and_another_stops_all() -> None:
     assert done == [1, 3]
 
 
+def test_what_comes_behind_the_turn_is_done_by_one_at_a_time() -> None:
+    turns, log = Turns(ValueError), list[str]()
+
+    def job(number: int) -> None:
+        with Turn(turns, number, False, lambda _: None) as turn:
+            if number == 2:
+                raise ValueError
+            list(turn.take(iter("a")))
+            log.append(f"{number} begins")
+            time.sleep(0.01)
+            log.append(f"{number} ends")
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, future in enumerate([pool.submit(job, number) for number in range(5)]):
+            assert (future.exception(LONG) is not None) == (number == 2)
+    assert log == [f"{number} {what}" for number in (0, 1, 3, 4) for what in ("begins", "ends")]
+
+
 def test_who_has_the_turn_stops_at_the_next_part() -> None:
     turns = Turns()
     parts = Turn(turns, 0, False, lambda _: None).take(iter(range(1000)))
