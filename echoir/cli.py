@@ -20,9 +20,11 @@ from echoir.runtime.output import Output, displayable, displayable_lines, guard_
 # name -> (module, short help); the command object has the name of the command.
 COMMANDS = {
     "export": ("echoir.export.commands", "Make a deployable artifact from a checkpoint, with its proof."),
+    "build": ("echoir.export.engine_commands", "Build engines from an exported ONNX, without PyTorch."),
     "restore": ("echoir.runtime.commands", "Restore images and folders."),
     "stream": ("echoir.runtime.streams.command", "Restore video: files, cameras, pipes."),
     "parity": ("echoir.export.commands", "Measure an artifact against PyTorch."),
+    "golden": ("echoir.export.engine_commands", "The tiles that prove an artifact, for other tools."),
     "bench": ("echoir.runtime.commands", "Measure latency, throughput and memory."),
     "inspect": ("echoir.runtime.commands", "Show an artifact's manifest."),
     "triton": ("echoir.runtime.serving.command", "Write a model repository for Triton Inference Server."),

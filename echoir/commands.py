@@ -223,7 +223,7 @@ def evaluate(
         from echoir.degradations import TASKS, find_task
         from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv
         from echoir.evaluate import evaluate as score
-        from echoir.forms import FORMS
+        from echoir.forms import forms_named
         from echoir.metrics import to_8bit
         from echoir.named import find
         from echoir.samples import open_samples
@@ -231,12 +231,7 @@ def evaluate(
     from echoir.runtime.files import atomic_write
     from echoir.runtime.progress import Progress
 
-    if unknown := set(forms) - {*FORMS, "all"}:
-        raise click.BadParameter(
-            f"no form {unknown.pop()!r}: there are {', '.join(FORMS)} and all", param_hint="--form"
-        )
-    if "all" in forms:
-        forms = tuple(FORMS)
+    forms = forms_named(forms)
     if threads:
         torch.set_num_threads(threads)
     if network:
@@ -262,9 +257,6 @@ def evaluate(
     for form, level in asked:
         said: list[str] = []
         samples = open_samples(Path(data), undone, form=form, sigma=level, seed=seed, limit=limit, say=said.append)
-        label = samples.kind if samples.form is None else samples.form
-        if samples.sigma is not None and form != "clean":
-            label += f" sigma {samples.sigma:g}"
         with Progress("evaluate", len(samples), "pictures", log_json=log_json) as progress:
             for line in () if scores else said:  # once, not for every level
                 progress.note(line)
@@ -274,11 +266,11 @@ def evaluate(
                 progress.advance(picture=one.picture)
         average = mean(these)
         click.echo(
-            f"{label:>20} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
+            f"{samples.label:>20} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
             f" {average.input_ssim:>11.4f} {average.ssim:>7.4f} {min(one.psnr for one in these):>11.2f}"
             + (f" {average.input_lpips:>12.4f} {average.lpips:>7.4f}" if lpips else "")
         )
-        scores += [replace(one, picture=f"{label}/{one.picture}") for one in (*these, average)]
+        scores += [replace(one, picture=f"{samples.label}/{one.picture}") for one in (*these, average)]
     if csv_path:
         with atomic_write(csv_path) as temporary:
             temporary.write_text(to_csv(scores), encoding="utf-8")

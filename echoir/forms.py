@@ -6,9 +6,10 @@ Training crops go through stand-ins in batches (:mod:`echoir.degradations`); wha
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -84,6 +85,19 @@ FORMS: dict[str, Form] = {
     "correlated": correlated,
     "clean": clean,
 }
+
+
+def forms_named(names: Sequence[str]) -> tuple[str, ...]:
+    """What ``--form`` was given: keys of :data:`FORMS`, or ``all`` of them.
+
+    Raises:
+        click.BadParameter: no such form.
+    """
+    if unknown := set(names) - {*FORMS, "all"}:
+        raise click.BadParameter(
+            f"no form {unknown.pop()!r}: there are {', '.join(FORMS)} and all", param_hint="--form"
+        )
+    return tuple(FORMS) if "all" in names else tuple(names)
 
 
 def _white(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Pixels:

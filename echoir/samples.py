@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from echoir.runtime.output import displayable
 SHIPPED = Path(__file__).parent / "pictures"
 SIGMA = 25.0
 SEED = 0
+CROP = 256  # pixels: enough of a picture to see a form
 
 Degradation = Callable[[NDArray[np.float32], np.random.Generator], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """A clean picture [H, W, 3] to (degraded, truth)."""
@@ -29,11 +30,20 @@ Degradation = Callable[[NDArray[np.float32], np.random.Generator], tuple[NDArray
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture by a displayable name: ``degraded`` and ``truth``, both float32 [H, W, 3] RGB; truth in [0, 1]."""
+    """One picture.
+
+    Attributes:
+        name: displayable; with what was done to it, where a set holds one picture several times.
+        degraded, truth: float32 [H, W, 3] RGB; truth in [0, 1].
+        label: what was done to it: of one label, figures are shown together.
+        clean: it is given to a network as it is, which can then only spoil it.
+    """
 
     name: str
     degraded: NDArray[np.float32]
     truth: NDArray[np.float32]
+    label: str = ""
+    clean: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,13 @@ class Samples:
     sigma: float | None = None
     seed: int = SEED
 
+    @property
+    def label(self) -> str:
+        """The kind, or form and level of noise."""
+        if self.form is None:
+            return self.kind
+        return self.form if self.form == "clean" else f"{self.form} sigma {self.sigma:g}"
+
     def __len__(self) -> int:
         return len(self.pictures)
 
@@ -70,11 +87,12 @@ class Samples:
             truth = read_float(picture.clean)
             if picture.degraded is not None:
                 degraded = read_float(picture.degraded)
-                yield Sample(displayable(picture.degraded.name), degraded, truth)
+                yield Sample(displayable(picture.degraded.name), degraded, truth, self.label)
             else:
                 assert self.degrade is not None
                 degraded, truth = self.degrade(truth, np.random.default_rng((self.seed, index)))
-                yield Sample(displayable(picture.clean.name), degraded, truth)
+                name = displayable(picture.clean.name)
+                yield Sample(name, degraded, truth, self.label, clean=self.form == "clean")
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""
@@ -87,6 +105,100 @@ class Samples:
             "seed": self.seed,
             "pictures": len(self),
         }
+
+
+@dataclass(frozen=True)
+class Several:
+    """Sets of pictures one after the other, each under its label."""
+
+    parts: tuple[Samples, ...]
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Of all parts; one may be there several times."""
+        return tuple(picture for part in self.parts for picture in part.pictures)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[Sample]:
+        """As :meth:`Samples.__iter__`; names tell what was done where there are several parts."""
+        for part in self.parts:
+            for sample in part:
+                yield sample if len(self.parts) == 1 else replace(sample, name=f"{sample.name}, {sample.label}")
+
+    def describe(self) -> dict[str, Any]:
+        """As :meth:`Samples.describe`, with the labels of several parts."""
+        first, *others = self.parts
+        if not others:
+            return first.describe()
+        parts = {part.label: len(part) for part in self.parts}
+        return {"kind": first.kind, "parts": parts, "seed": first.seed, "pictures": len(self)}
+
+
+def proof_samples(
+    folder: Path | None,
+    task: str,
+    *,
+    forms: tuple[str, ...] = (),
+    sigmas: tuple[float, ...] = (),
+    limit: int | None = None,
+    say: Say = lambda _: None,
+) -> Several:
+    """The pictures that an artifact is measured on.
+
+    Args:
+        folder: as of :func:`open_samples`; None takes the shipped pictures. For denoising, and where nothing else is
+            asked for, those come whole in the literature's form, and a crop in each of the others.
+        forms, sigmas: every form is measured at every level.
+        limit, say: as of :func:`open_samples`.
+
+    Raises:
+        ImageError: as :func:`open_samples`.
+    """
+    asked = [
+        open_samples(folder or SHIPPED, task, form=form, sigma=sigma, limit=limit, say=say)
+        for form in forms or (None,)
+        for sigma in ((None,) if form == "clean" else sigmas or (None,))
+    ]
+    if folder is None and not forms and not sigmas and limit is None and TASKS.get(task) is TASKS["denoise"]:
+        asked += shipped_crops(task, CROP, CROP).parts[1:]
+    return Several(tuple(asked))
+
+
+def shipped_crops(task: str, height: int, width: int) -> Several:
+    """The middle of shipped pictures, at most so large: in every form for denoising, degraded as in training otherwise.
+
+    Raises:
+        KeyError: no task of ``TASKS``.
+    """
+    known = TASKS[task]
+    clean = tuple(list_pictures([SHIPPED]))
+    if known is not TASKS["denoise"]:
+        return Several((_cropped(task_samples(clean, known), height, width),))
+    return Several(
+        tuple(
+            _cropped(noisy_samples((clean[index % len(clean)],), form, SIGMA), height, width)
+            for index, form in enumerate(FORMS)
+        )
+    )
+
+
+def _cropped(samples: Samples, height: int, width: int) -> Samples:
+    assert samples.degrade is not None
+    return replace(samples, degrade=partial(_crop_first, samples.degrade, height, width))
+
+
+def _crop_first(
+    degrade: Degradation, height: int, width: int, clean: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return degrade(middle(clean, height, width), rng)
+
+
+def middle(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """The middle of a picture [H, W, C], at most so large."""
+    top, left = (max(size - most, 0) // 2 for size, most in zip(image.shape, (height, width), strict=False))
+    return image[top : top + height, left : left + width]
 
 
 def open_samples(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from echoir.export.engine_commands import READABLE, WRITABLE, capabilities_option, engine_options, take_engine
 from echoir.runtime.commands import ThreadsType, model_option
 from echoir.runtime.output import displayable
+
+if TYPE_CHECKING:
+    from echoir.export.proof.golden import GoldenReport
+    from echoir.export.proof.results import ParityReport
+    from echoir.runtime.artifact import Artifact
+    from echoir.runtime.serving.session import Served
 
 
 class TileType(click.ParamType):  # type: ignore[type-arg]
@@ -41,9 +49,6 @@ class BatchType(click.ParamType):  # type: ignore[type-arg]
         return int(value)
 
 
-READABLE = click.Path(exists=True, file_okay=False, path_type=Path)
-WRITABLE = click.Path(file_okay=False, path_type=Path)
-
 _MEASURE = [
     click.option(
         "--images",
@@ -51,13 +56,28 @@ _MEASURE = [
         metavar="DIR",
         help="Clean pictures, or a folder with input/ and target/. [default: the shipped pictures]",
     ),
-    click.option("--sigma", type=click.FloatRange(min=0), help="Noise to add to clean pictures, of 255. [default: 25]"),
+    click.option(
+        "--form",
+        "forms",
+        multiple=True,
+        metavar="NAME|all",
+        help="The form that clean pictures come in, as in evaluate; may be repeated. [default: rgb; of the shipped "
+        "pictures a crop in every other form, too]",
+    ),
+    click.option(
+        "--sigma",
+        "sigmas",
+        type=click.FloatRange(min=0),
+        multiple=True,
+        help="Noise to add to clean pictures, of 255; may be repeated. [default: 25]",
+    ),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N pictures by name."),
     click.option(
         "--min-psnr",
         type=float,
         metavar="DB",
-        help="Gate: engine against PyTorch, every picture. [default: fp32 90, fp16 55; with uint8 70 and 52.5]",
+        help="Gate: engine against PyTorch, every picture. [default: fp32 90, fp16 55, int8 40; with uint8 70, 52.4 "
+        "and 39.9]",
     ),
     click.option(
         "--max-drop",
@@ -74,42 +94,6 @@ _MEASURE = [
 def measure_options(command: Any) -> Any:
     """The options that both commands share."""
     for option in reversed(_MEASURE):
-        command = option(command)
-    return command
-
-
-_ENGINE = [
-    click.option(
-        "--plugin/--no-plugin",
-        default=None,
-        help="TensorRT: a network's own operators as plugins or as ONNX functions. "
-        "[default: plugins where they can be made]",
-    ),
-    click.option(
-        "--opt-level",
-        "optimization_level",
-        type=click.IntRange(0, 5),
-        help="How long the engine builder searches. [default: 3]",
-    ),
-    click.option(
-        "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Memory that a layer may take. [default: all]"
-    ),
-    click.option(
-        "--version-compatible",
-        is_flag=True,
-        help="TensorRT: the engine also loads in later 10.x or 11.x; it is tens of MB larger and may be slower.",
-    ),
-    click.option(
-        "--hardware-compatible",
-        is_flag=True,
-        help="TensorRT: the engine also runs on other GPUs from compute capability 8.0 up; it may be slower.",
-    ),
-]
-
-
-def engine_options(command: Any) -> Any:
-    """How an engine is built: :class:`echoir.export.engine.EngineOptions`."""
-    for option in reversed(_ENGINE):
         command = option(command)
     return command
 
@@ -163,13 +147,7 @@ def engine_options(command: Any) -> Any:
     show_default=True,
     help="float32 NCHW in [0, 1]; or uint8 NHWC as cameras give it, converted inside the model.",
 )
-@click.option(
-    "--compute-capability",
-    "compute_capabilities",
-    multiple=True,
-    metavar="X.Y",
-    help="GPU an engine is for, e.g. 8.9; may be repeated. [default: the builder's]",
-)
+@capabilities_option
 @engine_options
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="[default: ./echoir-WEIGHTS-PRECISION]")
 @click.option("--force", is_flag=True, help="Replace an earlier export in DIR.")
@@ -184,15 +162,14 @@ def export(**options: Any) -> None:
     from echoir.runtime.errors import needs_extra
 
     with needs_extra("export"):
-        from echoir.export.engine import EngineOptions
         from echoir.export.pipeline import Request, export_artifact
         from echoir.export.proof.summary import lines
+        from echoir.forms import forms_named
 
+    options["forms"] = forms_named(options["forms"])
     gate = {name: options.pop(name) for name in ("min_psnr", "max_drop")}
     log_json, force = options.pop("log_json"), options.pop("force")
-    names = ("plugin", "optimization_level", "workspace", "version_compatible", "hardware_compatible")
-    engine = EngineOptions(**{name: options.pop(name) for name in names})
-    request = Request(**options, **gate, engine=engine)
+    request = Request(engine=take_engine(options), **options, **gate)
     folder = request.folder
     if (request.precision == "int8") != (request.calibration is not None):
         raise click.UsageError(
@@ -214,33 +191,102 @@ def export(**options: Any) -> None:
 @click.command()
 @model_option
 @click.option("--reference", metavar="NAME|FILE", help="The checkpoint it came from. [default: the manifest's]")
+@click.option(
+    "--golden",
+    is_flag=True,
+    help="Compare with the tiles that the export kept, without PyTorch. [default: where PyTorch is not installed]",
+)
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="Write parity.json and report.html there.")
 @measure_options
-def parity(model: str, reference: str | None, output: Path | None, log_json: bool, **options: Any) -> None:
+def parity(
+    model: str, reference: str | None, golden: bool, output: Path | None, log_json: bool, **options: Any
+) -> None:
     """Measure an artifact against PyTorch.
 
-    The checkpoint must be the one the artifact was made from (exit code 4 otherwise). When the
-    gate fails, the exit code is 5.
+    There are two proofs, and the first line says which one it is. With PyTorch: pictures go through the engine and
+    through the checkpoint, which must be the one the artifact was made from (exit code 4 otherwise). Without: the
+    export kept a few tiles with what PyTorch made of them, and they go through the engine.
+
+    When the gate fails, the exit code is 5.
     """
-    from echoir.runtime.errors import GateError, ImageError, needs_extra
+    from echoir.runtime.errors import GateError, ImageError
+    from echoir.runtime.sessions import open_model
+
+    asked = [name for name in ("images", "forms", "sigmas", "limit", "max_drop", "overlap") if options[name]]
+    if golden and (asked or reference):
+        raise click.UsageError("golden tiles are what they are: --golden goes with --min-psnr, --threads and -o alone")
+    opened = open_model(model)
+    kept = opened.manifest.golden is not None and find_spec("torch") is None and not asked and not reference
+    report: GoldenReport | ParityReport
+    if golden or kept:
+        report, shown = _by_golden_tiles(opened, log_json, options)
+    else:
+        report, shown = _by_pytorch(opened, reference, log_json, options)
+    if output is not None:
+        from echoir.export.proof.report import write_report
+
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(f"cannot write {output}: {error.strerror}") from error
+        write_report(report, output)
+    click.echo("\n".join(map(displayable, shown)))
+    if not report.passed:
+        raise GateError(f"{opened.manifest.name}: {'; '.join(report.failures)}")
+
+
+def _by_golden_tiles(
+    opened: Artifact | Served, log_json: bool, options: dict[str, Any]
+) -> tuple[GoldenReport, list[str]]:
+    from echoir.export.proof.golden import measure_golden, read_golden
+    from echoir.export.proof.summary import golden_lines
+    from echoir.runtime.artifact import Artifact
     from echoir.runtime.progress import Progress
-    from echoir.runtime.sessions import open_model, open_session
+    from echoir.runtime.sessions import open_session
+
+    if not isinstance(opened, Artifact):
+        raise click.UsageError("golden tiles lie beside an artifact, and this is a server: give it --reference")
+    tiles = read_golden(opened)
+    with (
+        open_session(opened, threads=options["threads"]) as session,
+        Progress("parity", len(tiles), "tiles", log_json=log_json) as progress,
+    ):
+        report = measure_golden(
+            opened.manifest,
+            session,
+            tiles,
+            min_psnr=options["min_psnr"],
+            on_tile=lambda name: progress.advance(last=name),
+        )
+    return report, golden_lines(report)
+
+
+def _by_pytorch(
+    opened: Artifact | Served, reference: str | None, log_json: bool, options: dict[str, Any]
+) -> tuple[ParityReport, list[str]]:
+    from echoir.runtime.errors import needs_extra
+    from echoir.runtime.progress import Progress
+    from echoir.runtime.sessions import open_session
 
     with needs_extra("export"):
         from echoir.export.proof.parity import measure_parity
-        from echoir.export.proof.report import write_report
         from echoir.export.proof.results import default_gate
         from echoir.export.proof.summary import lines
         from echoir.export.sources import open_source
-        from echoir.samples import SHIPPED, open_samples
+        from echoir.forms import forms_named
+        from echoir.samples import proof_samples
 
-    opened = open_model(model)
     manifest = opened.manifest
     source = open_source(reference or manifest.checkpoint.name)
     said: list[str] = []
-    samples = open_samples(
-        options["images"] or SHIPPED, manifest.task, sigma=options["sigma"], limit=options["limit"], say=said.append
+    samples = proof_samples(
+        options["images"],
+        manifest.task,
+        forms=forms_named(options["forms"]),
+        sigmas=options["sigmas"],
+        limit=options["limit"],
+        say=said.append,
     )
     with (
         open_session(opened, threads=options["threads"]) as session,
@@ -258,12 +304,4 @@ def parity(model: str, reference: str | None, output: Path | None, log_json: boo
             threads=options["threads"],
             on_image=lambda name: progress.advance(last=name),
         )
-    if output is not None:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImageError(f"cannot write {output}: {error.strerror}") from error
-        write_report(report, output)
-    click.echo("\n".join(map(displayable, lines(report))))
-    if not report.passed:
-        raise GateError(f"{manifest.name}: {'; '.join(report.failures)}")
+    return report, lines(report)

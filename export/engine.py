@@ -110,9 +110,8 @@ def build_engine(
             the cause.
         ImageError: the engine cannot be written.
     """
-    module, extra = MODULES[target]
-    if find_spec(module) is None:
-        raise MissingExtraError(module, extra)
+    require_builder(target)
+    module, _ = MODULES[target]
     wanted = list(compute_capabilities or (RTX_CAPABILITIES if target == "tensorrt-rtx" else ()))
     with atomic_write(engine_path) as engine, tempfile.TemporaryDirectory(prefix="echoir-engine-") as scratch:
         answer = Path(scratch) / "answer.json"
@@ -135,6 +134,17 @@ def build_engine(
             driver=result["driver"],
             details=result["details"],
         )
+
+
+def require_builder(target: EngineTarget) -> None:
+    """Find out that a library is missing before minutes of work.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    for package, extra in (MODULES[target], ("onnx", "build"), ("polygraphy", "build")):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra)
 
 
 def _run(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from echoir import __version__
-from echoir.export.engine import MODULES, EngineOptions, EngineTarget, build_engine
+from echoir.degradations import TASKS
+from echoir.export.build import Target, build_all, engines, require_builders, runs_here
+from echoir.export.engine import EngineOptions
 from echoir.export.graph import INPUT, OPSET, OUTPUT
+from echoir.export.proof.golden import crop_side, make_golden
 from echoir.export.proof.parity import measure_parity
 from echoir.export.proof.report import write_report
 from echoir.export.proof.results import GATES, ParityReport, default_gate
@@ -22,12 +24,11 @@ from echoir.export.sources import Source, open_source
 from echoir.export.typed import export_onnx
 from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.descriptor import Descriptor
-from echoir.runtime.errors import ArtifactError, BackendError, GateError, ImageError, MissingExtraError
+from echoir.runtime.errors import ArtifactError, GateError, ImageError
 from echoir.runtime.files import set_aside, staged
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
-    Engine,
     Manifest,
     Model,
     Precision,
@@ -38,11 +39,16 @@ from echoir.runtime.manifest import (
 from echoir.runtime.output import displayable
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
-from echoir.samples import SHIPPED, Samples, open_samples
+from echoir.samples import Several, middle, proof_samples, shipped_crops
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 OVERLAP = 32  # pixels that tiles share, unless told
-
-Target = Literal["auto", "onnx", "tensorrt", "tensorrt-rtx"]
+GOLDEN = 4  # pictures that golden tiles come from, where the task is not one of the project's
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,8 @@ class Request:
         io: ``"float"`` (float32 NCHW in [0, 1]) or ``"uint8"`` (NHWC).
         compute_capabilities: GPUs an engine is for, as ``"8.9"``; empty takes the builder's default.
         engine: how engines are built.
-        images: pictures for parity (see :func:`echoir.samples.open_samples`); None takes the shipped.
-        sigma, limit: of the pictures.
+        images: pictures for parity (see :func:`echoir.samples.proof_samples`); None takes the shipped.
+        forms, sigmas, limit: of the pictures.
         min_psnr, max_drop: the gate; None takes the precision's. For int8, ``max_drop`` is also the budget
             that its layers are chosen within.
         calibration: pictures for int8 (see :func:`echoir.export.quantized.prepare`); other ones than ``images``.
@@ -80,7 +86,8 @@ class Request:
     compute_capabilities: tuple[str, ...] = ()
     engine: EngineOptions = field(default_factory=EngineOptions)
     images: Path | None = None
-    sigma: float | None = None
+    forms: tuple[str, ...] = ()
+    sigmas: tuple[float, ...] = ()
     limit: int | None = None
     min_psnr: float | None = None
     max_drop: float | None = None
@@ -140,6 +147,9 @@ class Export:
             built = f", built in {engine.build_seconds:.1f} s, {proof}" if engine else ""
             text.append(f"  {artifact.model_path.name}  {artifact.manifest.model.bytes / 1e6:.2f} MB{built}")
         sensitivity = ", sensitivity.json" if self.report.int8 else ""
+        golden = self.artifacts[0].manifest.golden
+        if golden is not None:
+            text.append(f"  {golden.file}  {golden.bytes / 1e6:.2f} MB: {golden.tiles} tiles for proof without PyTorch")
         text.append(f"  parity.json, report.html{sensitivity}")
         return [*text, *(f"left out {target}: {why}" for target, why in self.left_out), *self.notes]
 
@@ -165,14 +175,16 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
         source = open_source(request.weights)
     request = request.settled(source.descriptor)
     said: list[str] = []
-    samples = open_samples(
-        request.images or SHIPPED, source.descriptor.task, sigma=request.sigma, limit=request.limit, say=said.append
+    samples = proof_samples(
+        request.images,
+        source.descriptor.task,
+        forms=request.forms,
+        sigmas=request.sigmas,
+        limit=request.limit,
+        say=said.append,
     )
     wanted = engines(request.targets)
-    for target in (target for target, required in wanted.items() if required):
-        module, extra = MODULES[target]
-        if find_spec(module) is None:  # before the export, not after minutes of it
-            raise MissingExtraError(module, extra)
+    require_builders(wanted)
     int8, memory = None, request.folder.absolute().with_name(f".{request.folder.name}.search.json")
     if request.precision == "int8":
         int8 = _prepare(request, source, samples, memory, log_json)
@@ -180,7 +192,9 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
     with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
         for line in said:
             progress.note(line)
+        progress.note(f"making {request.name}.onnx from {request.weights}: half a minute or more")
         artifact = _make_onnx(request, source, stage, int8)
+        artifact = _keep_golden(request, source, artifact, samples)
         progress.advance(last=artifact.model_path.name)
         artifact, report = _prove(request, source, artifact, samples, progress)
         if int8 is not None:
@@ -189,7 +203,14 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
         if not report.passed:
             kept = set_aside(stage, request.folder)
             raise GateError(f"{request.name}: {'; '.join(report.failures)}; kept aside in {kept}")
-        built, left_out = _build_engines(request, artifact, wanted, progress)
+        built, left_out = build_all(
+            artifact,
+            stage,
+            wanted,
+            progress,
+            compute_capabilities=request.compute_capabilities,
+            options=request.engine,
+        )
         for index, engine in enumerate(built):
             built[index], failures = _prove_engine(request, source, engine, samples, progress)
             if failures:
@@ -202,12 +223,7 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
     return Export(request.folder, moved, report, tuple(left_out), tuple(notes))
 
 
-def engines(targets: tuple[Target, ...]) -> dict[EngineTarget, bool]:
-    """The engines to try, and whether each must succeed."""
-    return {target: target in targets for target in MODULES if target in targets or "auto" in targets}
-
-
-def _prepare(request: Request, source: Source, samples: Samples, memory: Path, log_json: bool) -> Int8:
+def _prepare(request: Request, source: Source, samples: Several, memory: Path, log_json: bool) -> Int8:
     """Calibrate and choose layers, on other pictures than the gate's."""
     if request.calibration is None:
         raise ImageError("int8 needs pictures to calibrate on: give --calibration DIR")
@@ -270,8 +286,25 @@ def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None)
     return write_artifact(manifest, path)
 
 
+def _keep_golden(request: Request, source: Source, artifact: Artifact, samples: Several) -> Artifact:
+    """Keep what PyTorch makes of a few tiles, for machines without it: shipped pictures where the task allows."""
+    manifest = artifact.manifest
+    height, width = crop_side(manifest)
+
+    def pictures() -> Iterator[tuple[str, NDArray[np.float32]]]:
+        known = source.descriptor.task in TASKS
+        for index, sample in enumerate(shipped_crops(source.descriptor.task, height, width) if known else samples):
+            if index >= GOLDEN and not known:
+                return
+            yield sample.name, middle(sample.degraded, height, width)
+
+    with source.session(io=request.io, threads=request.threads) as reference:
+        record = make_golden(artifact, reference, pictures())
+    return write_artifact(replace(manifest, golden=record), artifact.model_path)
+
+
 def _prove(
-    request: Request, source: Source, artifact: Artifact, samples: Samples, progress: Progress
+    request: Request, source: Source, artifact: Artifact, samples: Several, progress: Progress
 ) -> tuple[Artifact, ParityReport]:
     """Measure the ONNX, and write the figures into its manifest."""
     manifest = artifact.manifest
@@ -298,61 +331,12 @@ def _notes(request: Request, artifact: Artifact, int8: Int8 | None) -> list[str]
     return [*notes, "engines were not timed: before you deploy INT8, compare it with fp16 on the device (echoir bench)"]
 
 
-def _build_engines(
-    request: Request, source: Artifact, wanted: dict[EngineTarget, bool], progress: Progress
-) -> tuple[list[Artifact], list[tuple[str, str]]]:
-    """Build engines from the ONNX; those that may be left out are, with the reason."""
-    built: list[Artifact] = []
-    left_out: list[tuple[str, str]] = []
-    for target, required in wanted.items():
-        try:
-            built.append(_build_engine(request, source, target, progress))
-        except BackendError as error:
-            if required:
-                raise
-            left_out.append((target, str(error)))
-        progress.advance(last=target)
-    return built, left_out
-
-
-def _build_engine(request: Request, source: Artifact, target: EngineTarget, progress: Progress) -> Artifact:
-    manifest = source.manifest
-    path = source.model_path.with_name(f"{request.name}-{target}.engine")
-    info = build_engine(
-        source.model_path,
-        path,
-        target=target,
-        compute_capabilities=request.compute_capabilities,
-        options=request.engine,
-        on_progress=lambda percent: progress.advance(0, last=f"{target} {percent} %"),
-    )
-    engine = Engine(info.version, info.compute_capabilities, info.seconds, info.gpu, info.driver, info.details)
-    # No figures yet; its source's are found by onnx_sha256.
-    return write_artifact(
-        replace(
-            manifest,
-            name=path.stem,
-            model=Model(target),
-            onnx_sha256=source.manifest.model.sha256,
-            engine=engine,
-            parity=None,
-        ),
-        path,
-    )
-
-
 def _prove_engine(
-    request: Request, source: Source, artifact: Artifact, samples: Samples, progress: Progress
+    request: Request, source: Source, artifact: Artifact, samples: Several, progress: Progress
 ) -> tuple[Artifact, tuple[str, ...]]:
     """Measure an engine like its source if the GPU it is for is in this machine; and what its gate says."""
-    try:
-        open_session(artifact).close()
-    except BackendError:
+    if not runs_here(artifact):
         return artifact, ()
-    except ArtifactError as error:
-        if error.field == "engine.compute_capability":  # made for another machine
-            return artifact, ()
-        raise
     if progress.total is not None:
         progress.total += len(samples)
     artifact, report = _prove(request, source, artifact, samples, progress)

@@ -68,18 +68,38 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises:
         ImageError: the folder cannot be written, or the disk is full.
     """
+    with _beside(folder.absolute(), folder) as stage:
+        yield stage
+        _replace(stage, folder.absolute())
+
+
+@contextmanager
+def staged_into(folder: Path) -> Iterator[Path]:
+    """A temporary folder in ``folder``, made if need be, whose files move there when the body ends, over any of those
+    names; it goes when the body raises. A ``.json``, which names other files, moves last.
+
+    Raises:
+        ImageError: the folder cannot be written, or the disk is full.
+    """
+    with _beside(folder.absolute() / "new", folder) as stage:
+        yield stage
+        for path in sorted(stage.iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
+            os.replace(path, folder / path.name)
+
+
+@contextmanager
+def _beside(target: Path, named: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` for as long as the body takes; ``named`` is what messages name."""
     try:
-        folder = folder.absolute()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise ImageError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise ImageError(f"cannot write {named}: {error.strerror or error}") from error
     try:
         stage.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         yield stage
-        _replace(stage, folder)
     except OSError as error:
-        raise ImageError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise ImageError(f"cannot write {named}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -114,11 +114,22 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class GoldenRecord:
+    """The file of tiles, and of what PyTorch made of them, that lies beside the artifact; and how many it holds."""
+
+    file: FileName
+    sha256: Sha256
+    bytes: Positive
+    tiles: Positive
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a device needs to know about a model file.
 
     ``onnx_sha256`` is that of the ONNX file an engine was built from, or of the model itself.
     ``parity`` holds the figures against PyTorch and the gate they passed; None before measurement.
+    ``golden`` names the tiles that prove the artifact where PyTorch is not; None if none were kept.
     """
 
     name: Text
@@ -134,6 +145,7 @@ class Manifest:
     engine: Engine | None = None
     calibration: Calibration | None = None
     parity: dict[str, Any] | None = None
+    golden: GoldenRecord | None = None
     format: int = FORMAT
 
     @property
@@ -172,6 +184,7 @@ class Manifest:
                 "it was written by a newer echoir: upgrade, or export again" if newer else "export the artifact again"
             )
             raise ArtifactError("format", version, FORMAT, hint)
+        values = {"golden": None} | values  # the first artifacts of format 2 had none
         manifest = parse(cls, _upgraded(values) if version == 1 else values, "")
         _check_together(manifest)
         return manifest

@@ -118,6 +118,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(identity: Artifact) -> None:
         ("torch", "train", ("train", "--task", "denoise", "--data", "{folder}", "-o", "{folder}/run")),
         ("torch", "export", ("export", "-o", "{folder}/out")),
         ("onnx", "export", ("export", "-o", "{folder}/out")),
+        ("onnx", "build", ("build", "{model}", "--target", "tensorrt-rtx")),
         ("torch", "export", ("parity", "-m", "{model}")),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],

@@ -19,7 +19,7 @@ import pytest
 from builders import make_source
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.export import engine, engine_worker, pipeline
+from echoir.export import build, engine, engine_worker, pipeline
 from echoir.export.echo import registration
 from echoir.export.echo.function import echo_function, node_attributes
 from echoir.export.echo.taps import tap_function
@@ -398,7 +398,7 @@ def test_an_engine_is_measured_where_it_runs(
         return SimpleNamespace(close=lambda: None)
 
     report = SimpleNamespace(failures=["too far"])
-    monkeypatch.setattr(pipeline, "open_session", open_session)
+    monkeypatch.setattr(build, "open_session", open_session)
     monkeypatch.setattr(pipeline, "_prove", lambda request, checkpoint, artifact, *rest: (artifact, report))
     progress: Any = SimpleNamespace(total=5)
     samples: Any = [1, 2, 3]
@@ -413,7 +413,7 @@ def test_an_engine_unlike_its_manifest_is_not_handed_over(identity: Artifact, mo
     def open_session(artifact: Artifact) -> Any:
         raise ArtifactError("output.name", "a", "b")
 
-    monkeypatch.setattr(pipeline, "open_session", open_session)
+    monkeypatch.setattr(build, "open_session", open_session)
     nothing: Any = None
     with pytest.raises(ArtifactError, match=r"output\.name"):
         pipeline._prove_engine(nothing, nothing, identity, nothing, nothing)

@@ -15,9 +15,12 @@ from PIL import Image
 
 from echoir import cli
 from echoir.checkpoint import load_checkpoint, save_checkpoint
-from echoir.export import pipeline
-from echoir.export.pipeline import Request, engines
+from echoir.export import build, pipeline
+from echoir.export.build import engines
+from echoir.export.pipeline import Request
+from echoir.export.proof.golden import read_golden
 from echoir.export.sources import Source, checkpoint_source
+from echoir.forms import FORMS
 from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler
@@ -104,7 +107,7 @@ def instant(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_export_writes_model_manifest_figures_and_report(exported: Path, weights: Path) -> None:
     names = {path.name for path in exported.iterdir()}
-    assert names == {"toy-fp16.onnx", "toy-fp16.json", "parity.json", "report.html"}
+    assert names == {"toy-fp16.onnx", "toy-fp16.json", "toy-fp16.golden.npz", "parity.json", "report.html"}
     manifest = Artifact.open(exported).manifest
     assert manifest.checkpoint.sha256 == sha256_file(weights)
     assert (manifest.tile.height, manifest.tile.width, manifest.tile.overlap, manifest.tile.batch) == (32, 32, 8, 1)
@@ -119,6 +122,20 @@ def test_export_writes_model_manifest_figures_and_report(exported: Path, weights
     assert written["figures"]["engine_against_pytorch"]["psnr_min"] > 55
     assert written["figures"]["against_whole"]["seam"]["psnr"] is not None
     assert written["images"][0]["name"] == "wave.png"
+
+
+def test_the_golden_tiles_are_what_pytorch_makes_of_their_inputs(exported: Path, weights: Path) -> None:
+    artifact = Artifact.open(exported)
+    tiles = read_golden(artifact)
+    assert artifact.manifest.golden is not None
+    assert len(tiles) == artifact.manifest.golden.tiles == len(FORMS)
+    network = load_checkpoint(weights).network
+    for tile in tiles:
+        assert tile.given.shape == (32, 32, 3)
+        batch = torch.from_numpy(tile.given.transpose(2, 0, 1).copy())[None]
+        with torch.inference_mode():
+            made = network(batch)[0].permute(1, 2, 0).numpy()
+        assert np.abs(made - tile.expected).max() < (12 * tile.rounding) ** 0.5 / 2 + 1e-6
 
 
 def test_exported_folder_restores(exported: Path) -> None:
@@ -241,14 +258,14 @@ def test_auto_says_what_it_left_out_and_a_named_target_fails(
     def refuse(*_: object, target: str, **__: object) -> None:
         raise BackendError(f"{target} is not here; run: pip install it")
 
-    monkeypatch.setattr(pipeline, "build_engine", refuse)
+    monkeypatch.setattr(build, "build_engine", refuse)
     arguments = [*(argument for argument in arguments if argument not in ("--target", "onnx")), "-o", tmp_path / "toy"]
     code, output, _ = run(*arguments, "--target", "auto")
     assert code == 0
     assert "left out tensorrt: tensorrt is not here; run: pip install it" in output
     assert "left out tensorrt-rtx" in output
     shutil.rmtree(tmp_path / "toy")
-    monkeypatch.setitem(pipeline.MODULES, "tensorrt", ("json", "tensorrt"))  # installed, but it refuses
+    monkeypatch.setitem(build.MODULES, "tensorrt", ("json", "tensorrt"))  # installed, but it refuses
     code, _, error = run(*arguments, "--target", "tensorrt")
     assert code == 6
     assert "pip install it" in error
@@ -258,7 +275,7 @@ def test_auto_says_what_it_left_out_and_a_named_target_fails(
 def test_a_named_target_that_is_not_installed_fails_at_once(
     run: Run, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(pipeline.MODULES, "tensorrt", ("no_such_module", "tensorrt"))
+    monkeypatch.setitem(build.MODULES, "tensorrt", ("no_such_module", "tensorrt"))
     monkeypatch.setattr(pipeline, "export_onnx", None)  # would fail if called
     code, _, error = run(*arguments, "--target", "tensorrt", "-o", tmp_path / "toy")
     assert code == 6

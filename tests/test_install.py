@@ -15,7 +15,7 @@ from PIL import Image
 from echoir.runtime import errors
 
 CLONE = Path(__file__).parent.parent
-EXTRAS = ("train", "export", "kernel", "cuda", "tensorrt", "rtx", "openvino", "video", "gstreamer", "ray")
+EXTRAS = ("train", "export", "kernel", "cuda", "build", "tensorrt", "rtx", "openvino", "video", "gstreamer", "ray")
 
 
 def python(*arguments: str, folder: Path) -> str:

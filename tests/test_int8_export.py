@@ -116,7 +116,7 @@ def exported(export_once: Exported) -> Path:
 
 def test_the_folder_holds_the_proof(exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == {
-        "toy-int8.onnx", "toy-int8.json", "parity.json", "report.html", "sensitivity.json"
+        "toy-int8.onnx", "toy-int8.json", "toy-int8.golden.npz", "parity.json", "report.html", "sensitivity.json"
     }  # fmt: skip
     assert [path.name for path in exported.parent.iterdir()] == ["toy"]  # what the search remembered is gone
 

@@ -12,14 +12,15 @@ and w are multiples of 2 * max(radius, 1). Output: [N, C, 2h, 2w].
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from echoir.networks.upsampler import Combine, block_tables
+if TYPE_CHECKING:
+    from echoir.networks.upsampler import Combine
 
 DOMAIN = "echoir"
 NAME = "EchoUpsample"
@@ -50,6 +51,8 @@ def echo_function(radius: int, combine: Combine, opset: int, compute: int = Tens
         compute: type of distances, weights and sums; inputs of any floating type are cast to it,
             and the output has the type of ``down``.
     """
+    from echoir.networks.upsampler import block_tables  # here, since an engine is built without PyTorch
+
     body = FunctionBody()
     block = 2 * max(radius, 1)
     cells = 4 * block * block  # of a window, and pixels of a block

@@ -9,12 +9,16 @@ gives to the parser.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from echoir.export.echo.function import ATTRIBUTES, DOMAIN, NAME, FunctionBody
-from echoir.networks.upsampler import Combine
+
+if TYPE_CHECKING:
+    from echoir.networks.upsampler import Combine
 
 
 def tap_function(radius: int, combine: Combine, opset: int) -> onnx.FunctionProto:

@@ -195,6 +195,8 @@ class ImageFigures:
         code_error: the largest difference of the two in 8-bit codes, after clipping and rounding.
         channel_shift: mean of engine minus PyTorch per channel, in 8-bit codes.
         whole: None where the image is too large to go through PyTorch in one piece.
+        label: what was done to the image; figures of one label are shown together.
+        clean: nothing was, so that a network can only spoil it.
     """
 
     name: str
@@ -206,10 +208,13 @@ class ImageFigures:
     worst_tile: WorstTile
     truth: AgainstTruth
     whole: AgainstWhole | None
+    label: str = ""
+    clean: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "label": self.label,
             "height": self.height,
             "width": self.width,
             "engine_against_pytorch": {
@@ -228,6 +233,17 @@ class SetFigures:
     """The figures of a set of images, at least one."""
 
     images: tuple[ImageFigures, ...]
+
+    @property
+    def groups(self) -> dict[str, SetFigures]:
+        """The images of each label, in the order in which they came."""
+        labels = dict.fromkeys(image.label for image in self.images)
+        return {label: SetFigures(tuple(one for one in self.images if one.label == label)) for label in labels}
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was done to any of them."""
+        return all(image.clean for image in self.images)
 
     @property
     def error(self) -> SquaredError:

@@ -30,7 +30,7 @@ from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.restorer import Restorer
 from echoir.runtime.tiling import tile_starts
-from echoir.samples import Sample, Samples
+from echoir.samples import Sample, Samples, Several
 
 MIN_SIDE = 11  # SSIM's window
 EXHIBITS = 6
@@ -43,7 +43,7 @@ def measure_parity(
     manifest: Manifest,
     session: Session,
     source: Source,
-    samples: Samples,
+    samples: Samples | Several,
     *,
     gate: Gate | None = None,
     overlap: int | None = None,
@@ -142,6 +142,8 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
         WorstTile.among(sample.name, engine, pytorch, tiles),
         AgainstTruth.measure(_floats(given), pytorch, engine, sample.truth),
         whole,
+        sample.label,
+        sample.clean,
     )
     window = _around(figures.worst_tile, height, width)
     before, after = to_8bit(_floats(given))[window], to_8bit(engine)[window]
@@ -163,7 +165,7 @@ def _floats(image: NDArray[Any]) -> Image:
     return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 
-def _conditions(manifest: Manifest, samples: Samples, overlap: int) -> dict[str, Any]:
+def _conditions(manifest: Manifest, samples: Samples | Several, overlap: int) -> dict[str, Any]:
     import torch
 
     return {

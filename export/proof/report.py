@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from echoir.export.proof import int8_section
 from echoir.export.proof.figures import AgainstWhole, SetFigures
+from echoir.export.proof.golden import GoldenReport
 from echoir.export.proof.summary import degradation, signed
 from echoir.runtime.files import atomic_write
 
@@ -49,15 +50,17 @@ def render(report: ParityReport) -> str:
     )
 
 
-def write_report(report: ParityReport, folder: Path) -> None:
+def write_report(report: ParityReport | GoldenReport, folder: Path) -> None:
     """Write ``parity.json`` and ``report.html`` into an existing folder; ``sensitivity.json`` too, if there is any.
 
     Raises:
         ImageError: a file cannot be written.
     """
-    texts = {"parity.json": _json(report.to_json()), "report.html": render(report)}
-    if report.int8 is not None:
-        texts["sensitivity.json"] = _json(report.int8)
+    texts = {"parity.json": _json(report.to_json())}
+    if not isinstance(report, GoldenReport):
+        texts["report.html"] = render(report)
+        if report.int8 is not None:
+            texts["sensitivity.json"] = _json(report.int8)
     for name, text in texts.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

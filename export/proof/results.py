@@ -21,7 +21,8 @@ class Gate:
 
     Attributes:
         min_psnr: engine against PyTorch, in dB, for the worst image of the set; None asks nothing.
-        max_drop: the largest change of the mean PSNR against ground truth, in dB, either way.
+        max_drop: the largest change of the mean PSNR against ground truth, in dB, either way; for the images of each
+            label, but for clean ones, of which a network makes no better ones.
     """
 
     min_psnr: float | None
@@ -29,22 +30,28 @@ class Gate:
 
     def failures(self, figures: SetFigures) -> list[str]:
         """Why the figures do not pass, one sentence each; empty if they do."""
-        reasons = []
-        worst, delta = figures.worst, figures.truth.delta_psnr
-        if self.min_psnr is not None and not worst.error.psnr >= self.min_psnr:
-            reasons.append(
-                f"engine against PyTorch is {worst.error.psnr:.2f} dB on {worst.name}, the gate is {self.min_psnr:g} dB"
-            )
-        if self.max_drop is not None and not abs(delta) <= self.max_drop:
-            reasons.append(f"PSNR against ground truth changes by {delta:+.4f} dB, the gate is {self.max_drop:g} dB")
+        reasons = self.strays(figures.worst.error.psnr, figures.worst.name)
+        groups = figures.groups
+        for label, group in groups.items():
+            delta, where = group.truth.delta_psnr, f" ({label})" if len(groups) > 1 else ""
+            if self.max_drop is not None and not group.clean and not abs(delta) <= self.max_drop:
+                reasons.append(
+                    f"PSNR against ground truth changes by {delta:+.4f} dB{where}, the gate is {self.max_drop:g} dB"
+                )
         return reasons
+
+    def strays(self, psnr: float, name: str) -> list[str]:
+        """Why an engine that is so near to PyTorch, in dB, where it is furthest does not pass; empty if it does."""
+        if self.min_psnr is None or psnr >= self.min_psnr:
+            return []
+        return [f"engine against PyTorch is {psnr:.2f} dB on {name}, the gate is {self.min_psnr:g} dB"]
 
 
 # Engine against PyTorch in float32, for an engine that gives floats.
 GATES = {
     "fp32": Gate(min_psnr=90.0, max_drop=None),
     "fp16": Gate(min_psnr=55.0, max_drop=0.02),
-    "int8": Gate(min_psnr=None, max_drop=0.10),
+    "int8": Gate(min_psnr=40.0, max_drop=0.10),
 }
 
 
@@ -59,14 +66,28 @@ def default_gate(manifest: Manifest, min_psnr: float | None = None, max_drop: fl
 def psnr_of_codes(psnr: float) -> float:
     """PSNR of two images after each was rounded to 8 bits, from that before rounding.
 
-    For an error e (in codes) much smaller than one, values spread evenly between two codes round
-    apart with probability \\|e\\|, and then differ by one code: the squared error is the mean of
-    \\|e\\|, for a Gaussian e of standard deviation s it is s * sqrt(2 / pi). Hence 90 dB becomes 70.0
-    and 55 dB becomes 52.5. (Against values that are not rounded, rounding noise alone, 1/12 of a
-    squared code, would cap any engine at 58.9 dB.)
+    Two values an error e (in codes) apart, spread evenly between codes, round to whole numbers that differ by e on
+    average: by one of the two next to it. The squared difference is e^2 + f (1 - f), f being the fraction of \\|e\\|.
+    Its mean over a Gaussian e of standard deviation s is s^2 + 1/6 - sum over n of exp(-2 (pi n s)^2) / (pi n)^2, by
+    the Fourier series of f (1 - f); s * sqrt(2 / pi) where s is small. Hence 90 dB becomes 70.0, 55 dB 52.4 and 40 dB
+    39.9. (Against values that are not rounded, rounding noise alone, 1/12 of a squared code, would cap any engine at
+    58.9 dB.)
     """
     deviation = 255 * 10 ** (-psnr / 20)
-    return 10 * math.log10(255**2 / (deviation * math.sqrt(2 / math.pi)))
+    n = math.pi * np.arange(1, 100_001)
+    mse = deviation**2 + 1 / 6 - float((np.exp(-2 * (n * deviation) ** 2) / n**2).sum())
+    return 10 * math.log10(255**2 / mse)
+
+
+def identity(manifest: Manifest) -> dict[str, str]:
+    """Which artifact a report is about."""
+    return {
+        "name": manifest.name,
+        "file": manifest.model.file,
+        "sha256": manifest.model.sha256,
+        "backend": manifest.model.backend,
+        "precision": manifest.precision.name,
+    }
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,7 @@ class ParityReport:
     def summary(self) -> dict[str, Any]:
         """The figures of the whole set and the gate: what the manifest carries."""
         return {
+            "proof": "pytorch",
             "conditions": self.conditions,
             "figures": None if self.figures is None else self.figures.to_json(),
             "gate": {**asdict(self.gate), "passed": self.passed, "failures": self.failures},
@@ -129,17 +151,10 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``parity.json``."""
-        manifest = self.manifest
         return {
             "format": FORMAT,
-            "artifact": {
-                "name": manifest.name,
-                "file": manifest.model.file,
-                "sha256": manifest.model.sha256,
-                "backend": manifest.model.backend,
-                "precision": manifest.precision.name,
-            },
-            "checkpoint": asdict(manifest.checkpoint),
+            "artifact": identity(self.manifest),
+            "checkpoint": asdict(self.manifest.checkpoint),
             **self.summary(),
             "images": [image.to_json() for image in self.figures.images] if self.figures else [],
             "rejected": [{"name": name, "reason": reason} for name, reason in self.rejected],

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from echoir.export.proof.figures import AgainstTruth
+    from echoir.export.proof.golden import GoldenReport
     from echoir.export.proof.results import Gate, ParityReport
+    from echoir.runtime.manifest import Manifest
 
 HEAD = ["picture", "to PyTorch", "codes", "input", "PyTorch", "engine", "change", "SSIM"]
 
@@ -17,7 +19,7 @@ def lines(report: ParityReport) -> list[str]:
     """The figures of every picture and of all, in dB, and the gate's verdict."""
     manifest, tile = report.manifest, report.conditions["tile"]
     text = [
-        f"{manifest.name}: {manifest.precision.name} through {manifest.model.backend}, against PyTorch in float32",
+        f"{subject(manifest)}, against PyTorch in float32, run here",
         f"{degradation(report)}; tiles {tile['height']} x {tile['width']}, overlap {tile['overlap']}; PSNR in dB",
         "",
     ]
@@ -26,7 +28,12 @@ def lines(report: ParityReport) -> list[str]:
         rows = [
             [image.name, db(image.error.psnr), str(image.code_error), *_truth(image.truth)] for image in figures.images
         ]
-        rows.append(["all", db(figures.error.psnr), str(figures.code_error), *_truth(figures.truth)])
+        groups = figures.groups
+        for label, group in groups.items() if len(groups) > 1 else ():
+            if len(group.images) > 1:
+                rows.append([f"all {label}", db(group.error.psnr), str(group.code_error), *_truth(group.truth)])
+        truth = _truth(figures.truth) if len(groups) == 1 else ["-"] * (len(HEAD) - 3)  # a mean of unlike things
+        rows.append(["all", db(figures.error.psnr), str(figures.code_error), *truth])
         text += [*table(HEAD, rows), ""]
         red, green, blue = figures.channel_shift
         text.append(f"channel shift {signed(red)}, {signed(green)}, {signed(blue)} codes (R, G, B)")
@@ -45,10 +52,40 @@ def lines(report: ParityReport) -> list[str]:
     return text + [f"  {reason}" for reason in report.failures]
 
 
+def golden_lines(report: GoldenReport) -> list[str]:
+    """The figures of every golden tile, in dB, and the gate's verdict."""
+    manifest = report.manifest
+    text = [
+        f"{subject(manifest)}, against golden tiles: what PyTorch in float32 gave at the export",
+        "PyTorch is not run here" + stored(report.rounding),
+        "",
+    ]
+    if report.tiles:
+        rows = [[tile.name, db(tile.error.psnr), str(tile.code_error)] for tile in report.tiles]
+        codes = max(tile.code_error for tile in report.tiles)
+        text += [*table(HEAD[:3], [*rows, ["all", db(report.error.psnr), str(codes)]]), ""]
+    text += [f"rejected {name}: {reason}" for name, reason in report.rejected]
+    text.append(f"gate {'passed' if report.passed else 'FAILED'}: {asked(report.gate)}")
+    return text + [f"  {reason}" for reason in report.failures]
+
+
+def subject(manifest: Manifest) -> str:
+    """What was measured, in words."""
+    return f"{manifest.name}: {manifest.precision.name} through {manifest.model.backend}"
+
+
+def stored(rounding: float) -> str:
+    """What storing golden tiles does to the figures, in words."""
+    return "" if math.isinf(rounding) else f"; its outputs were stored in 16 bits, which alone is {rounding:.1f} dB"
+
+
 def degradation(report: ParityReport) -> str:
     """What the pictures are, in words."""
     done = report.conditions["degradation"]
     pictures = f"{done['pictures']} picture{'s' if done['pictures'] > 1 else ''}"
+    if "parts" in done:
+        count = len(done["parts"])
+        return f"{pictures} with {done['kind']}, in {count} forms or levels, seed {done['seed']}"
     if done["kind"] == "pairs":
         return f"{pictures} with their targets"
     sigma = f" of sigma {done['sigma']:g}" if "sigma" in done else ""
