@@ -133,7 +133,7 @@ def test_psnr_of_codes_matches_a_simulation() -> None:
         other = values + rng.normal(0, 10 ** (-psnr / 20), values.shape)
         codes = np.rint(255 * values), np.rint(255 * other)
         measured = 10 * np.log10(255**2 / np.mean((codes[0] - codes[1]) ** 2))
-        assert psnr_of_codes(psnr) == pytest.approx(measured, abs=0.05)
+        assert psnr_of_codes(psnr) == pytest.approx(measured, abs=0.15)
 
 
 # The reference
