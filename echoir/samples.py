@@ -37,6 +37,7 @@ class Sample:
         degraded, truth: float32 [H, W, 3] RGB; truth in [0, 1].
         label: what was done to it: of one label, figures are shown together.
         clean: it is given to a network as it is, which can then only spoil it.
+        files: that it was read from.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Sample:
     truth: NDArray[np.float32]
     label: str = ""
     clean: bool = False
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,13 @@ class Samples:
             truth = read_float(picture.clean)
             if picture.degraded is not None:
                 degraded = read_float(picture.degraded)
-                yield Sample(displayable(picture.degraded.name), degraded, truth, self.label)
+                files = (picture.degraded, picture.clean)
+                yield Sample(displayable(picture.degraded.name), degraded, truth, self.label, files=files)
             else:
                 assert self.degrade is not None
                 degraded, truth = self.degrade(truth, np.random.default_rng((self.seed, index)))
                 name = displayable(picture.clean.name)
-                yield Sample(name, degraded, truth, self.label, clean=self.form == "clean")
+                yield Sample(name, degraded, truth, self.label, self.form == "clean", (picture.clean,))
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""

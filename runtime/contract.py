@@ -54,6 +54,14 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class Described(Protocol):
+    """A session that can tell what it runs on."""
+
+    def facts(self) -> dict[str, str]:
+        """Versions, provider, device: whatever a figure measured with it depends on."""
+
+
+@runtime_checkable
 class ImageSession(Session, Protocol):
     """A session that also cuts an image into tiles and blends them, on its device."""
 

@@ -102,6 +102,19 @@ class OnnxSession:
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed on {len(batch)} tiles (out of memory?): {error}") from error
 
+    def facts(self) -> dict[str, str]:
+        """Version, provider and threads of ONNX Runtime; see :class:`echoir.runtime.contract.Described`."""
+        import onnxruntime
+
+        if self._session is None:
+            raise ClosedSessionError
+        threads = self._session.get_session_options().intra_op_num_threads
+        return {
+            "onnxruntime": onnxruntime.__version__,
+            "provider": self._session.get_providers()[0],
+            "threads": str(threads or "one per physical core"),
+        }
+
     def close(self) -> None:
         """Release the model."""
         self._session = None

@@ -303,6 +303,7 @@ def driver(gpu: Gpu) -> ModuleType:
         "Context": Context,
         "Stream": lambda flags: Stream(gpu, flags),
         "Event": lambda flags: Event(gpu, flags),
+        "get_driver_version": lambda: 13010,
         "event_flags": SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2),
         "mem_alloc": lambda size: Allocation(gpu, size),
         "pagelocked_empty": pagelocked_empty,

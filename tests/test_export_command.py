@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -105,7 +108,7 @@ def instant(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "export_onnx", copy)
 
 
-def test_export_writes_model_manifest_figures_and_report(exported: Path, weights: Path) -> None:
+def test_export_writes_model_manifest_figures_and_report(exported: Path, weights: Path, pictures: Path) -> None:
     names = {path.name for path in exported.iterdir()}
     assert names == {"toy-fp16.onnx", "toy-fp16.json", "toy-fp16.golden.npz", "parity.json", "report.html"}
     manifest = Artifact.open(exported).manifest
@@ -122,6 +125,12 @@ def test_export_writes_model_manifest_figures_and_report(exported: Path, weights
     assert written["figures"]["engine_against_pytorch"]["psnr_min"] > 55
     assert written["figures"]["against_whole"]["seam"]["psnr"] is not None
     assert written["images"][0]["name"] == "wave.png"
+    assert written["images"][0]["sha256"] == sha256_file(pictures / "wave.png")
+    conditions = written["conditions"]
+    assert conditions["session"]["provider"] == "CPUExecutionProvider"
+    assert conditions["session"]["onnxruntime"] == onnxruntime.__version__
+    assert conditions["host"] == platform.node()
+    assert datetime.fromisoformat(conditions["date"]).tzinfo is not None
 
 
 def test_the_golden_tiles_are_what_pytorch_makes_of_their_inputs(exported: Path, weights: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -15,9 +16,12 @@ import pytest
 from builders import make_manifest
 from PIL import Image
 
+from echoir.export.proof import page
 from echoir.export.proof.figures import AgainstTruth, AgainstWhole, ImageFigures, SetFigures, SquaredError, WorstTile
-from echoir.export.proof.report import amplification, render
+from echoir.export.proof.page import amplification
+from echoir.export.proof.report import render
 from echoir.export.proof.results import Exhibit, Gate, ParityReport
+from echoir.export.proof.spread import Spread, in_codes
 from echoir.export.proof.summary import lines, table
 
 PSNR = 60.0
@@ -31,7 +35,7 @@ def make_report(name: str = "a.png", error: float = PSNR, gate: Gate | None = No
         name, 25, 40, squared, 1, (0.5, -0.25, 0.0), WorstTile(name, 0, 8, 25, 32, squared), truth, whole
     )
     rng = np.random.default_rng(0)
-    before, after = (rng.integers(0, 256, (25, 40, 3), np.uint8) for _ in range(2))
+    before, pytorch, after = (rng.integers(0, 256, (25, 40, 3), np.uint8) for _ in range(3))
     difference = np.zeros((25, 40, 3), np.float32)
     if not math.isinf(error):
         difference[10:15, 20:30] = 1 / 256
@@ -46,7 +50,7 @@ def make_report(name: str = "a.png", error: float = PSNR, gate: Gate | None = No
         "figures": SetFigures((figures,)),
         "rejected": (),
         "gate": gate or Gate(55.0, 0.02),
-        "exhibits": (Exhibit(figures, (slice(0, 25), slice(0, 40)), before, after, difference),),
+        "exhibits": (Exhibit(figures, (slice(0, 25), slice(0, 40)), before, pytorch, after, difference),),
     }
     return ParityReport(**(fields | changes))
 
@@ -103,8 +107,8 @@ def test_page_shows_the_figures_and_the_verdict() -> None:
 def test_difference_is_amplified_by_the_factor_it_states() -> None:
     page = Page(render(make_report()))
     assert "difference \u00d7 64" in page.text
-    before, after, difference = page.images
-    assert before.shape == after.shape == difference.shape == (25, 40, 3)
+    before, pytorch, after, difference = page.images
+    assert before.shape == pytorch.shape == after.shape == difference.shape == (25, 40, 3)
     assert difference[:8].mean() == pytest.approx(127.5, abs=1)
     assert difference[11:14, 22:28].mean() == pytest.approx(255 * (0.5 + 64 / 256), abs=4)  # lossy picture
 
@@ -169,3 +173,97 @@ def test_text_summary_has_one_row_per_picture_and_the_verdict() -> None:
 
 def test_table_aligns_its_columns() -> None:
     assert table(["a", "bb"], [["long", "1"], ["x", "222"]]) == ["a      bb", "----  ---", "long    1", "x     222"]
+
+
+def test_page_shows_pytorch_beside_the_engine_and_says_what_the_amplification_is() -> None:
+    text = Page(render(make_report())).text.replace("\u00a0", " ")
+    captions = ("before, 20.50 dB", "PyTorch, 31.25 dB", "engine, 31.24 dB")
+    assert all(caption in text for caption in captions)
+    assert "shows an error of one 8-bit code as 64 codes" in text
+
+
+def test_a_table_names_the_column_in_every_cell_for_narrow_screens() -> None:
+    html = page.table(["a", "b & c"], [["1", "2"]], ["3", "4"])
+    assert re.findall(r'<td data-label="([^"]*)">(\d)', html) == [
+        ("a", "1"),
+        ("b &amp; c", "2"),
+        ("a", "3"),
+        ("b &amp; c", "4"),
+    ]
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-4, 0.3])
+def test_percentiles_are_those_of_a_sort_to_a_quarter_of_an_octave(scale: float) -> None:
+    error = scale * np.abs(np.random.default_rng(0).standard_normal(50_000))
+    parts = [Spread.between(part, np.zeros_like(part)) for part in np.split(error, 5)]
+    spread = sum(parts, Spread())
+    assert spread.largest == error.max()
+    assert sum(spread.counts) == error.size
+    for percent in (50.0, 90.0, 99.0, 99.9):
+        exact = np.percentile(error, percent, method="higher")
+        assert exact * 0.999 <= spread.percentile(percent) <= exact * 2**0.25 * 1.001
+    for power, count in spread.octaves.items():
+        assert count == np.sum((error >= 2.0**power) & (error < 2.0 ** (power + 1)))
+
+
+def test_no_error_at_all_is_a_spread_of_zeros() -> None:
+    spread = Spread.between(np.ones((2, 2)), np.ones((2, 2)))
+    assert spread.to_json() == {"largest": 0, "p50": 0, "p90": 0, "p99": 0, "p99.9": 0}
+    assert spread.octaves == {}
+    assert in_codes(0.0) == "0"
+    assert (in_codes(1 / 255), in_codes(0.5), in_codes(0.00034)) == ("1.0", "128", "0.087")
+
+
+def test_a_page_with_errors_has_a_histogram() -> None:
+    (image,) = make_report().figures.images  # type: ignore[union-attr]
+    spread = Spread.between(np.random.default_rng(0).normal(0, 1e-3, (20, 20)), np.zeros((20, 20)))
+    text = Page(render(make_report(figures=SetFigures((replace(image, spread=spread),))))).text
+    assert "each bar reaches twice as far" in text
+    assert f"the largest\n{in_codes(spread.largest)}" in text
+
+
+def test_page_says_where_when_and_with_what() -> None:
+    conditions = {
+        **make_report().conditions,
+        "date": "2026-01-02T03:04:05+00:00",
+        "command": "echoir parity -m a&b",
+        "host": "orin",
+        "session": {"onnxruntime": "1.2.3", "provider": "CPUExecutionProvider"},
+        "machine": {"cpu": "Cortex"},
+        "pictures_sha256": "ab12",
+    }
+    text = Page(render(make_report(conditions=conditions))).text
+    for said in ("2026-01-02", "echoir parity -m a&b", "orin", "onnxruntime 1.2.3", "CPUExecutionProvider", "ab12"):
+        assert said in text
+
+
+def test_several_forms_have_a_table_of_their_own() -> None:
+    (image,) = make_report().figures.images  # type: ignore[union-attr]
+    images = replace(image, label="rgb sigma 25"), replace(image, label="clean", clean=True)
+    report = make_report(figures=SetFigures(images))
+    text = Page(render(report)).text
+    assert "Forms in which pictures come" in text
+    assert set(report.to_json()["figures"]["groups"]) == {"rgb sigma 25", "clean"}
+    assert "Forms in which pictures come" not in Page(render(make_report())).text
+
+
+def test_the_long_table_of_int8_is_folded_and_its_scatter_has_an_axis() -> None:
+    groups = [
+        {"name": f"layer {i}", "drop": 0.001 * i, "worst_tile_drop": 0.01, "share": 0.05, "int8": i < 19}
+        for i in range(20)
+    ]
+    search = {
+        "groups": groups,
+        "share": 0.95,
+        "drop": 0.06,
+        "worst_tile_drop": 0.1,
+        "budget": 0.1,
+        "sensitivity_tiles": [1],
+        "curve": [(0.5, 0.02), (0.95, 0.06)],
+    }
+    html = render(make_report(int8=search))
+    assert Page(html).open == []
+    folded = html[html.index("<details>") : html.index("</details>")]
+    assert folded.count("<tr>") == 21
+    assert "of multiply-accumulates in INT8" in html
+    assert re.search(r'text-anchor="end">0.05</text>', html)

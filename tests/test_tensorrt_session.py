@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from echoir.runtime.artifact import Artifact, write_artifact
+from echoir.runtime.contract import Described
 from echoir.runtime.cuda.driver import KERNELS
 from echoir.runtime.cuda.session import TensorRTSession
 from echoir.runtime.errors import ArtifactError, BackendError, RejectedOutputError
@@ -112,6 +113,17 @@ def test_nothing_is_allocated_and_every_pixel_crosses_once_from_the_second_frame
         assert gpu.bytes["down"] - crossed["down"] == 3 * (image.nbytes + flags)
         assert new["execute_async_v3"] == 0  # every batch is a graph
         assert new["graph_launch"] == 3 * -(-5 // 2) * 6  # 5 x 6 tiles, two at a time
+
+
+def test_the_session_says_what_a_figure_depends_on(start: Start, tmp_path: Path) -> None:
+    start()
+    _, engine = make_engine(tmp_path)
+    with open_session(engine) as session:
+        assert isinstance(session, Described)
+        facts = session.facts()
+    assert facts["tensorrt"] == "10.9.0"
+    assert facts["driver"] == "CUDA 13.1"
+    assert "compute capability 8.7" in facts["gpu"]
 
 
 def test_without_graphs_every_batch_is_a_call(start: Start, tmp_path: Path, rng: np.random.Generator) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from echoir.export.proof.spread import Spread
 from echoir.metrics import psnr, ssim, to_8bit
 
 Image = NDArray[np.float32]  # [H, W, 3], nominally in [0, 1]
@@ -197,6 +198,8 @@ class ImageFigures:
         whole: None where the image is too large to go through PyTorch in one piece.
         label: what was done to the image; figures of one label are shown together.
         clean: nothing was, so that a network can only spoil it.
+        spread: of the differences of engine and PyTorch.
+        sha256: of the picture's file, or of a pair's two.
     """
 
     name: str
@@ -210,16 +213,20 @@ class ImageFigures:
     whole: AgainstWhole | None
     label: str = ""
     clean: bool = False
+    spread: Spread = field(default_factory=Spread)
+    sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "label": self.label,
+            "sha256": self.sha256,
             "height": self.height,
             "width": self.width,
             "engine_against_pytorch": {
                 **self.error.to_json(),
                 "max_code_error": self.code_error,
+                "error": self.spread.to_json(),
                 "channel_shift": list(self.channel_shift),
                 "worst_tile": self.worst_tile.to_json(),
             },
@@ -249,6 +256,11 @@ class SetFigures:
     def error(self) -> SquaredError:
         """Engine against PyTorch over all pixels of the set."""
         return sum((image.error for image in self.images), SquaredError())
+
+    @property
+    def spread(self) -> Spread:
+        """Of all pixels' errors."""
+        return sum((image.spread for image in self.images), Spread())
 
     @property
     def worst(self) -> ImageFigures:
@@ -300,6 +312,7 @@ class SetFigures:
                 "psnr_min": finite(self.worst.error.psnr),
                 "worst_image": self.worst.name,
                 "max_code_error": self.code_error,
+                "error": self.spread.to_json(),
                 "channel_shift": list(self.channel_shift),
                 "worst_tile": self.worst_tile.to_json(),
             },
@@ -309,6 +322,19 @@ class SetFigures:
                 "worst_image": self.largest_drop.name,
             },
             "against_whole": None if whole is None else whole.to_json(),
+            "groups": {label: group.brief() for label, group in self.groups.items()} if len(self.groups) > 1 else {},
+        }
+
+    def brief(self) -> dict[str, float | int | None]:
+        """The few figures of one label."""
+        truth = self.truth
+        return {
+            "images": len(self.images),
+            "psnr_min": finite(self.worst.error.psnr),
+            "degraded_psnr": finite(truth.degraded_psnr),
+            "pytorch_psnr": finite(truth.pytorch_psnr),
+            "engine_psnr": finite(truth.engine_psnr),
+            "delta_psnr": finite(truth.delta_psnr),
         }
 
 

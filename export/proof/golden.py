@@ -4,7 +4,8 @@ A device proves an engine with them where PyTorch is not: the same tiles go thro
 restores pictures. They lie in one ``.npz``, whose hash is in the manifest: ``input_I`` (uint8, or float16 holding the
 very values that PyTorch got) and ``output_I`` of tile I, ``names``, and ``scales``, (least, step) of each. A float
 output is stored in 16 bits between its least and its largest value, ``least + step * code``, which is 100 dB or more
-from the output itself; float16 would be 77 dB, short of what a float32 engine must reach. 8-bit outputs are stored as they are.
+from the output itself; float16 would be 77 dB, short of what a float32 engine must reach. 8-bit outputs are stored as
+they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoir.export.proof.figures import SquaredError, channel_shift, code_error
-from echoir.export.proof.results import Gate, default_gate, identity
+from echoir.export.proof.provenance import provenance
+from echoir.export.proof.results import FORMAT, Gate, default_gate, identity
+from echoir.export.proof.spread import Spread
 from echoir.metrics import to_8bit
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Session
@@ -56,18 +59,27 @@ class GoldenTile:
 
 @dataclass(frozen=True)
 class GoldenFigures:
-    """An engine's output against PyTorch's on one tile; see :class:`echoir.export.proof.figures.ImageFigures`."""
+    """An engine's output against PyTorch's on one tile; see :class:`echoir.export.proof.figures.ImageFigures`.
+
+    Attributes:
+        pictures: uint8 [h, w, 3] each with its caption: the input, PyTorch's output, the engine's.
+        difference: float32 [h, w, 3], engine minus PyTorch.
+    """
 
     name: str
     error: SquaredError
     code_error: int
-    channel_shift: tuple[float, ...]
+    channel_shift: tuple[float, float, float]
+    spread: Spread
+    pictures: tuple[tuple[NDArray[np.uint8], str], ...]
+    difference: NDArray[np.float32]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             **self.error.to_json(),
             "max_code_error": self.code_error,
+            "error": self.spread.to_json(),
             "channel_shift": list(self.channel_shift),
         }
 
@@ -82,6 +94,7 @@ class GoldenReport:
         rejected: (tile, reason) where the engine gave NaN, infinite or constant pixels.
         gate: what was asked; about PyTorch alone, since no ground truth is kept.
         rounding: PSNR in dB that storing alone would leave.
+        conditions: where, when and with what it was measured.
     """
 
     manifest: Manifest
@@ -89,6 +102,7 @@ class GoldenReport:
     rejected: tuple[tuple[str, str], ...]
     gate: Gate
     rounding: float
+    conditions: dict[str, Any]
 
     @property
     def worst(self) -> GoldenFigures:
@@ -98,6 +112,11 @@ class GoldenReport:
     def error(self) -> SquaredError:
         """Over all pixels."""
         return sum((tile.error for tile in self.tiles), SquaredError())
+
+    @property
+    def spread(self) -> Spread:
+        """Of all pixels' errors."""
+        return sum((tile.spread for tile in self.tiles), Spread())
 
     @property
     def failures(self) -> list[str]:
@@ -120,10 +139,12 @@ class GoldenReport:
                 "psnr_min": self.worst.error.to_json()["psnr"],
                 "worst_tile": self.worst.name,
                 "max_code_error": max(tile.code_error for tile in self.tiles),
+                "error": self.spread.to_json(),
                 "tiles": len(self.tiles),
             }
         return {
             "proof": PROOF,
+            "conditions": self.conditions,
             "figures": figures,
             "gate": {"min_psnr": self.gate.min_psnr, "passed": self.passed, "failures": self.failures},
         }
@@ -131,6 +152,7 @@ class GoldenReport:
     def to_json(self) -> dict[str, Any]:
         """The content of ``parity.json``."""
         return {
+            "format": FORMAT,
             "artifact": identity(self.manifest),
             "golden": None if self.manifest.golden is None else self.manifest.golden.sha256,
             **self.summary(),
@@ -227,12 +249,24 @@ def measure_golden(
         else:
             ours, theirs = (_floats(pixels) for pixels in (restored, tile.expected))
             shift = channel_shift(ours, theirs)
-            done.append(GoldenFigures(tile.name, SquaredError.between(ours, theirs), code_error(ours, theirs), shift))
+            shown = zip((tile.given, theirs, ours), ("before", "PyTorch, at the export", "engine"), strict=True)
+            done.append(
+                GoldenFigures(
+                    tile.name,
+                    SquaredError.between(ours, theirs),
+                    code_error(ours, theirs),
+                    shift,
+                    Spread.between(ours, theirs),
+                    tuple((to_8bit(_floats(pixels)), caption) for pixels, caption in shown),
+                    ours - theirs,
+                )
+            )
         if on_tile is not None:
             on_tile(tile.name)
     stored = max((tile.rounding for tile in tiles), default=0.0)
     gate = replace(default_gate(manifest, min_psnr), max_drop=None)
-    return GoldenReport(manifest, tuple(done), tuple(rejected), gate, -10 * math.log10(stored) if stored else math.inf)
+    rounding = -10 * math.log10(stored) if stored else math.inf
+    return GoldenReport(manifest, tuple(done), tuple(rejected), gate, rounding, provenance(session))
 
 
 def engine_tensors(manifest: Manifest, tile: GoldenTile) -> tuple[Pixels, Pixels]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 56, 36, 12
+from echoir.export.proof import page
+from echoir.export.proof.page import WIDTH
+
+HEIGHT, LEFT, BOTTOM, TOP = 260, 64, 44, 14
+HEAD = ["layers, alone in INT8", "share of MACs", "drop, dB", "worst tile, dB", "dB per % of MACs", "chosen"]
 BARS = 14  # groups that the chart shows, dearest first
 
 
@@ -18,7 +23,6 @@ def section(search: dict[str, Any]) -> str:
     groups = sorted(search["groups"], key=lambda group: -group["drop"])
     kept = [group for group in groups if not group["int8"]]
     names = ", ".join(escape(group["name"]) for group in kept) or "nothing"
-    rows = "\n".join(_row(group) for group in groups)
     return f"""<section>
 <h2>INT8</h2>
 <p>{100 * search["share"]:.1f} % of multiply-accumulates in INT8, for {search["drop"]:.4f} dB on
@@ -28,17 +32,16 @@ def section(search: dict[str, Any]) -> str:
 {_bars(groups[:BARS])}
 {_curve(search)}
 </div>
-<div class="scroll"><table><thead><tr><th>layers, alone in INT8</th><th>share of MACs</th><th>drop</th>
-<th>worst tile</th><th>dB per % of MACs</th><th></th></tr></thead>
-<tbody>
-{rows}
-</tbody></table></div>
+<details>
+<summary>All {len(groups)} groups of layers, each alone in INT8</summary>
+{page.table(HEAD, map(_cells, groups))}
+</details>
 </section>"""
 
 
-def _row(group: dict[str, Any]) -> str:
+def _cells(group: dict[str, Any]) -> list[str]:
     share = 100 * group["share"]
-    cells = [
+    return [
         escape(group["name"]),
         f"{share:.2f} %",
         f"{group['drop']:+.4f}",
@@ -46,7 +49,6 @@ def _row(group: dict[str, Any]) -> str:
         f"{group['drop'] / share:+.5f}",
         "INT8" if group["int8"] else "<b>kept higher</b>",
     ]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _bars(groups: list[dict[str, Any]]) -> str:
@@ -63,7 +65,14 @@ def _bars(groups: list[dict[str, Any]]) -> str:
             f'<rect class="{look}" x="236" y="{y + step * 0.15:.1f}" width="{length:.1f}" height="{step * 0.6:.1f}"/>'
             f'<text x="{242 + length:.1f}" y="{y + step * 0.62:.1f}">{group["drop"]:.4f} dB</text>'
         )
-    return _svg("What each group costs alone; hollow: kept higher", parts)
+    return page.chart("What each group costs alone; hollow: kept higher", parts, HEIGHT)
+
+
+def _ticks(top: float) -> list[float]:
+    """Round values from 0 up, some four of them below ``top``."""
+    unit = 10 ** math.floor(math.log10(top / 4))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= top / 5)
+    return [step * index for index in range(int(top / step) + 1)]
 
 
 def _curve(search: dict[str, Any]) -> str:
@@ -79,11 +88,18 @@ def _curve(search: dict[str, Any]) -> str:
     right, _ = place(1, 0)
     parts = [
         f'<line class="axis" x1="{left}" y1="{floor}" x2="{right}" y2="{floor}"/>',
-        f'<line class="budget" x1="{left}" y1="{budget:.1f}" x2="{right}" y2="{budget:.1f}"/>',
-        f'<text x="{left}" y="{budget - 5:.1f}">budget {search["budget"]:g} dB</text>',
+        f'<text x="{left + 4}" y="{budget - 5:.1f}">budget {search["budget"]:g} dB</text>',
+        f'<line class="axis" x1="{left}" y1="{floor}" x2="{left}" y2="{TOP}"/>',
+        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">of multiply-accumulates in INT8</text>',
     ]
+    for drop in _ticks(top):
+        _, y = place(0, drop)
+        parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{drop:g}</text>')
+    parts.append(f'<text x="{left - 6}" y="{TOP - 2}" text-anchor="end">dB</text>')
+    parts.append(f'<line class="budget" x1="{left}" y1="{budget:.1f}" x2="{right}" y2="{budget:.1f}"/>')
     parts += [
-        f'<text x="{place(share, 0)[0]:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{100 * share:.0f} %</text>'
+        f'<text x="{place(share, 0)[0]:.1f}" y="{HEIGHT - 24}" text-anchor="middle">{100 * share:.0f} %</text>'
         for share in (0, 0.25, 0.5, 0.75, 1)
     ]
     for share, drop in points:
@@ -92,20 +108,5 @@ def _curve(search: dict[str, Any]) -> str:
         parts.append(f'<circle class="{"chosen" if chosen else "tried"}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         if chosen:
             parts.append(f'<text x="{x - 8:.1f}" y="{y - 8:.1f}" text-anchor="end">{drop:.4f} dB</text>')
-    return _svg("Combinations that were measured: drop over the share of multiply-accumulates in INT8", parts)
-
-
-def _svg(caption: str, parts: list[str]) -> str:
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(caption)}">{"".join(parts)}</svg>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-STYLE = """
-.double { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 18px; }
-svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--soft); }
-.bar, .chosen { fill: var(--good); } .hollow { fill: none; stroke: var(--bad); }
-.tried { fill: none; stroke: var(--soft); } .axis { stroke: var(--line); }
-.budget { stroke: var(--bad); stroke-dasharray: 5 4; }
-"""
+    caption = "Combinations that were measured: drop in dB over the share of multiply-accumulates in INT8"
+    return page.chart(caption, parts, HEIGHT)

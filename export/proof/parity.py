@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echoir import __version__
 from echoir.export.proof.figures import (
     AgainstTruth,
     AgainstWhole,
@@ -22,7 +21,9 @@ from echoir.export.proof.figures import (
     channel_shift,
     code_error,
 )
+from echoir.export.proof.provenance import fingerprint, picture_hash, provenance
 from echoir.export.proof.results import Exhibit, Gate, ParityReport, default_gate
+from echoir.export.proof.spread import Spread
 from echoir.export.sources import Source
 from echoir.metrics import to_8bit
 from echoir.runtime.contract import Session
@@ -88,7 +89,7 @@ def measure_parity(
             on_image(sample.name)
     return ParityReport(
         manifest,
-        _conditions(manifest, samples, ours.overlap),
+        _conditions(manifest, samples, ours.overlap, session, images),
         SetFigures(tuple(images)) if images else None,
         tuple(rejected),
         default_gate(manifest) if gate is None else gate,
@@ -144,10 +145,12 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
         whole,
         sample.label,
         sample.clean,
+        Spread.between(engine, pytorch),
+        picture_hash(*sample.files),
     )
     window = _around(figures.worst_tile, height, width)
-    before, after = to_8bit(_floats(given))[window], to_8bit(engine)[window]
-    return Exhibit(figures, window, before, after, (engine - pytorch)[window])
+    before, theirs_shown, after = (to_8bit(image)[window] for image in (_floats(given), pytorch, engine))
+    return Exhibit(figures, window, before, theirs_shown, after, (engine - pytorch)[window])
 
 
 def _around(tile: WorstTile, height: int, width: int) -> Window:
@@ -165,12 +168,17 @@ def _floats(image: NDArray[Any]) -> Image:
     return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 
-def _conditions(manifest: Manifest, samples: Samples | Several, overlap: int) -> dict[str, Any]:
+def _conditions(
+    manifest: Manifest, samples: Samples | Several, overlap: int, session: Session, images: list[ImageFigures]
+) -> dict[str, Any]:
     import torch
 
+    measured = provenance(session)
+    measured["versions"]["torch"] = str(torch.__version__)
     return {
         "degradation": samples.describe(),
+        "pictures_sha256": fingerprint({image.sha256 for image in images}),
         "tile": {"height": manifest.tile.height, "width": manifest.tile.width, "overlap": overlap},
         "io": manifest.input.dtype,
-        "versions": {"echoir": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        **measured,
     }

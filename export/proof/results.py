@@ -96,13 +96,14 @@ class Exhibit:
 
     Attributes:
         window: rows and columns of the image.
-        before, after: uint8 [h, w, 3]; the degraded input and the engine's output.
+        before, pytorch, after: uint8 [h, w, 3]; the degraded input, PyTorch's output and the engine's.
         difference: float32 [h, w, 3], engine minus PyTorch.
     """
 
     figures: ImageFigures
     window: Window
     before: NDArray[np.uint8]
+    pytorch: NDArray[np.uint8]
     after: NDArray[np.uint8]
     difference: Image
 
@@ -113,7 +114,7 @@ class ParityReport:
 
     Attributes:
         manifest: of the artifact.
-        conditions: pictures, degradation, tile, overlap, versions.
+        conditions: pictures, degradation, tile, overlap, and where, when and with what it was measured.
         figures: of all images that gave pixels; None if none did.
         rejected: (image, reason) where the engine gave NaN, infinite or constant pixels.
         gate: what was asked.

@@ -83,13 +83,13 @@ def degradation(report: ParityReport) -> str:
     """What the pictures are, in words."""
     done = report.conditions["degradation"]
     pictures = f"{done['pictures']} picture{'s' if done['pictures'] > 1 else ''}"
+    kind = done["kind"][:1].upper() + done["kind"][1:]
     if "parts" in done:
         count = len(done["parts"])
-        return f"{pictures} with {done['kind']}, in {count} forms or levels, seed {done['seed']}"
+        return f"{pictures}, {kind} in {count} forms or levels, seed {done['seed']}"
     if done["kind"] == "pairs":
         return f"{pictures} with their targets"
     sigma = f" of sigma {done['sigma']:g}" if "sigma" in done else ""
-    kind = done["kind"][:1].upper() + done["kind"][1:]
     return f"{pictures}, {kind}{sigma}, seed {done['seed']}"
 
 

@@ -108,6 +108,15 @@ class TensorRTSession:
             lane.run(tiles, output)
         return output
 
+    def facts(self) -> dict[str, str]:
+        """Versions and the GPU; see :class:`echoir.runtime.contract.Described`."""
+        version = self._cuda.driver.get_driver_version()
+        return {
+            self.manifest.model.backend: self._trt.__version__,
+            "gpu": f"{self._cuda.name}, compute capability {self._cuda.compute_capability}",
+            "driver": f"CUDA {version // 1000}.{version % 1000 // 10}",
+        }
+
     def strips(self, read: ReadStrip, down: Axis, across: Axis, batch: int) -> Generator[Strip, None, None]:
         """Restore an image on the device, strip by strip; see :meth:`Restorer.strips`.
 
