@@ -48,7 +48,9 @@ def test_reflection_bounces_as_often_as_needed() -> None:
     assert pad_to_multiple(row, 8)[0, 0, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
 
 
-@pytest.mark.parametrize("switches", [{"reference": "image"}, {"feed_forward": "mlp"}, {"channel_attention": False}])
+@pytest.mark.parametrize(
+    "switches", [{"reference": "image"}, {"feed_forward": "mlp"}, {"channel_attention": False}, {"radius": 2}]
+)
 def test_ablations_run_and_learn(switches: dict[str, object]) -> None:
     network = EchoIR.from_preset("tiny", **switches)
     network(torch.rand(1, 3, 16, 16)).square().mean().backward()
@@ -59,6 +61,8 @@ def test_ablations_run_and_learn(switches: dict[str, object]) -> None:
     ("name", "switches", "message"),
     [
         ("huge", {}, "unknown preset 'huge'; there are base, small, tiny"),
+        ("tiny", {"radius": 4}, "radius must be an integer from 0 to 3, got 4"),
+        ("tiny", {"radius": 1.0}, "radius must be an integer from 0 to 3, got 1.0"),
         ("tiny", {"upsampler": "bilinear"}, "upsampler must be one of echo, pixelshuffle, transpose"),
         ("tiny", {"heads": (3, 2, 4, 8)}, "3 heads do not divide the 16 channels of level 1"),
     ],
@@ -66,6 +70,12 @@ def test_ablations_run_and_learn(switches: dict[str, object]) -> None:
 def test_refuses_unknown_names(name: str, switches: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EchoIR.from_preset(name, **switches)
+
+
+def test_every_upsampler_has_the_configured_radius() -> None:
+    network = EchoIR.from_preset("tiny", radius=2)
+    assert [network.up1.radius, network.up2.radius, network.up3.radius] == [2, 2, 2]
+    assert network.state_dict().keys() == EchoIR.from_preset("tiny").state_dict().keys(), "Ω has no weights"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -149,6 +149,7 @@ def test_alignment_follows_the_radius() -> None:
     assert network.multiple == 48
     assert lively(upsampler="transpose").multiple == 8
     assert lively(stem=2).multiple == 32
+    assert lively(radius=2).multiple == 32
 
 
 def test_a_batch_below_one_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class EchoIRConfig:
     ``stem`` is the factor between the image's resolution and that of the first level: 1 is the paper's;
     2 folds 2 x 2 pixels into channels at the entry and unfolds them at the exit, as FFDNet does
     (Zhang et al. 2018), since layers of few channels at full resolution are what costs time everywhere.
+    ``radius`` is that of the upsamplers' neighbourhood Ω in cells, which the paper does not tell.
     """
 
     width: int = 48
@@ -39,6 +40,7 @@ class EchoIRConfig:
     channel_attention: bool = True
     feed_forward: Literal["gdfn", "mlp"] = "gdfn"
     stem: Literal[1, 2] = 1
+    radius: int = 1
 
     def __post_init__(self) -> None:
         for name in ("blocks", "heads"):  # TOML and JSON have lists alone
@@ -52,6 +54,8 @@ class EchoIRConfig:
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        if type(self.radius) is not int or not 0 <= self.radius <= 3:
+            raise ValueError(f"radius must be an integer from 0 to 3, got {self.radius!r}")
         for level, heads in enumerate(self.heads):
             channels = self.width * 2**level
             if channels % heads:
@@ -342,7 +346,7 @@ def make_upsampler(channels: int, config: EchoIRConfig) -> nn.Module:
         return PixelShuffleUpsampler(channels)
     if config.upsampler == "transpose":
         return TransposeUpsampler(channels)
-    return EchoUpsampler(channels, channels if config.reference == "encoder" else 3)
+    return EchoUpsampler(channels, channels if config.reference == "encoder" else 3, config.radius)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
