@@ -15,8 +15,9 @@ from skimage import data
 from torch import Tensor
 
 from echoir.degradations import TASKS, Draw, blur
-from echoir.degradations.camera import COLOUR_MATRIX, _developed, _mixed, camera_noise, linear, tone
+from echoir.degradations.camera import COLOUR_MATRIX, _developed, _mixed, _processed, camera_noise, linear, tone
 from echoir.degradations.chroma import Siting, double, halve, subsample, to_rgb, to_ycc
+from echoir.degradations.filters import separable
 from echoir.degradations.jpeg import Sampling, jpeg
 from echoir.degradations.noise import FAMILIES, Family, Pair, correlated, grayscale, noise, untouched
 from echoir.degradations.rain import rain
@@ -209,6 +210,28 @@ def test_camera_noise_is_unbiased_and_correlated_between_neighbours() -> None:
     correlation = (left * right).sum((1, 2)) / (left.square().sum((1, 2)) * right.square().sum((1, 2))).sqrt()
     # Red is measured at one pixel in four and interpolated between: white noise would give 0.
     assert correlation.median() > 0.25
+
+
+def test_a_cameras_processing_leaves_less_of_noise_in_colour_than_in_luma() -> None:
+    noise = torch.randn(64, 3, 48, 48, generator=torch.Generator().manual_seed(0)) / 50
+    before, after = to_ycc(noise), to_ycc(_processed(noise, Draw((0,))))
+    kept = after.square().mean((2, 3)) / before.square().mean((2, 3))
+    assert kept[:, 1:].mean() < 0.5 < kept[:, 0].median()
+    assert kept[:, 1:].max() < 1.01, "colour is never sharpened"
+    assert kept[:, 0].max() > 1.1, "luma is, at times"
+
+
+@given(st.integers(1, 3), st.integers(9, 14), st.integers(9, 14))
+def test_separable_filters_are_those_of_each_plane(count: int, height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(height * width)
+    image = torch.randn(count, 3, height, width, generator=generator)
+    across, down = torch.randn(count, 3, 9, generator=generator), torch.randn(count, 1, 9, generator=generator)
+    out = separable(image, across, down)
+    for i in range(count):
+        for c in range(3):
+            kernel = down[i, 0, :, None] * across[i, c, None, :]
+            expected = torch.nn.functional.conv2d(image[i, c][None, None], kernel[None, None])[0, 0]
+            torch.testing.assert_close(out[i, c], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_rain_only_brightens() -> None:

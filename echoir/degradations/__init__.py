@@ -49,7 +49,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "denoise": Task(noise, name="denoise"),
-    "realnoise": Task(camera_and_other_noise, margin=4, name="realnoise"),
+    "realnoise": Task(camera_and_other_noise, margin=6, name="realnoise"),
     "derain": Task(rain, turns=False, layered=rained_on, luma=True, name="derain"),
     "deblur": Task(motion_blur, margin=LONGEST // 2 + 1, name="deblur"),
 }

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from echoir.degradations.chroma import to_rgb, to_ycc
 from echoir.degradations.draw import Draw
+from echoir.degradations.filters import gaussians, separable
 from echoir.degradations.jpeg import Sampling, jpeg
 from echoir.degradations.noise import Pair, noise
 
@@ -18,6 +20,7 @@ SHOT = (1e-4, 1.2e-2)
 COLOUR_MATRIX = ((1.7, -0.6, -0.1), (-0.2, 1.5, -0.3), (0.0, -0.5, 1.5))
 JPEG_QUALITY = (70.0, 99.0)
 CAMERA_SHARE = 0.7
+PROCESSED_SHARE = 0.5
 
 
 def camera_noise(clean: Tensor, draw: Draw) -> Pair:
@@ -25,7 +28,8 @@ def camera_noise(clean: Tensor, draw: Draw) -> Pair:
 
     The picture is first taken back to the sensor (the inverse of those steps), as Brooks et al. do.
     What the camera makes of the noisy sensor is compared with what it makes of the noiseless one,
-    and only the difference is added: the blur of demosaicking is no noise. Two thirds of the results
+    and only the difference is added: the blur of demosaicking is no noise. Half of it is then processed as cameras
+    process their pictures. Two thirds of the results
     go through JPEG, all are rounded to 8 bits.
     """
     n = len(clean)
@@ -40,6 +44,7 @@ def camera_noise(clean: Tensor, draw: Draw) -> Pair:
     noisy = (sensor + (shot * sensor + read).sqrt() * draw.normal(*sensor.shape)).clamp(0, 1)
     phase = int(draw.host.integers(2)), int(draw.host.integers(2))
     difference = _developed(noisy, phase, gains, matrix) - _developed(sensor, phase, gains, matrix)
+    difference = torch.where(draw.chance(n, PROCESSED_SHARE), _processed(difference, draw), difference)
     degraded = (clean + difference).clamp(0, 1)
     count = round(n * 2 / 3)
     sampling: Sampling = draw.one(["420", "420", "422", "444"])
@@ -54,6 +59,20 @@ def camera_and_other_noise(clean: Tensor, draw: Draw) -> Pair:
     parts = draw.parts(len(clean), [CAMERA_SHARE, 1 - CAMERA_SHARE])
     made = [f(crops, draw) for f, crops in zip((camera_noise, noise), clean.split(parts), strict=True) if len(crops)]
     return torch.cat([degraded for degraded, _ in made]), torch.cat([truth for _, truth in made])
+
+
+def _processed(noise: Tensor, draw: Draw) -> Tensor:
+    """What a camera's own denoising and sharpening leave of noise: colour smoothed more than luma."""
+    n, reach = len(noise), 4
+    # A width of 0.1 pixels leaves all as it is.
+    widths = torch.cat([draw.uniform(0.1, 0.8, n, 1, 1), draw.uniform(0.1, 2.0, n, 1, 1).expand(n, 2, 1)], 1)
+    kernel = gaussians(widths, reach)
+    kernel = kernel / kernel.sum(-1, keepdim=True)
+    ycc = to_ycc(noise)
+    smooth = separable(F.pad(ycc, (reach,) * 4, mode="reflect"), kernel, kernel)
+    sharper = ycc[:, :1] + draw.each(n, 0, 1) * (ycc[:, :1] - smooth[:, :1])
+    luma = torch.where(draw.chance(n, 0.5), smooth[:, :1], sharper)
+    return to_rgb(torch.cat([luma, smooth[:, 1:]], 1))
 
 
 def linear(image: Tensor) -> Tensor:

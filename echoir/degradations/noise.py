@@ -15,6 +15,7 @@ from torch import Tensor
 
 from echoir.degradations.chroma import Interpolation, Siting, gray, rounded, subsample, to_rgb, to_ycc
 from echoir.degradations.draw import Draw
+from echoir.degradations.filters import gaussians, separable
 from echoir.degradations.jpeg import Sampling, jpeg
 
 STRONGEST = 55.0  # standard deviation in 8-bit codes
@@ -101,14 +102,11 @@ def correlated(clean: Tensor, draw: Draw) -> Pair:
     """Noise that was blurred: by demosaicking, by resizing, by a codec. Its level is that after the blur."""
     n, _, height, width = clean.shape
     white = draw.normal(n, 3, height + 8, width + 8)
-    radius = torch.arange(-4, 5, device=clean.device, dtype=torch.float32).view(1, 1, 9)
     kernels = []
     for _ in range(2):  # across and down, each with its own width
-        kernel = torch.exp(-((radius / draw.uniform(0.35, 1.4, n, 1, 1)) ** 2) / 2)
-        kernels.append((kernel / kernel.square().sum(-1, keepdim=True).sqrt()).repeat_interleave(3, 0))
-    noise = white.reshape(1, 3 * n, height + 8, width + 8)
-    noise = F.conv2d(noise, kernels[0].unsqueeze(2), groups=3 * n)
-    noise = F.conv2d(noise, kernels[1].unsqueeze(3), groups=3 * n).view(n, 3, height, width)
+        kernel = gaussians(draw.uniform(0.35, 1.4, n, 1, 1), 4)
+        kernels.append(kernel / kernel.square().sum(-1, keepdim=True).sqrt())
+    noise = separable(white, *kernels)
     # From independent channels to equal ones: demosaicking mixes them.
     share = draw.each(n, 0, 1)
     noise = (noise * (1 - share) + noise.mean(1, keepdim=True) * share) * (
