@@ -115,6 +115,7 @@ def centre(sample: Sample, side: int) -> Sample:
 def add(row: Row, restorer: Restorer, tiled: Image, whole: Image, truth: Image) -> None:
     """Count one picture in."""
     height, width, _ = truth.shape
+    restorer = restorer.fitted(height, width)
     tile = restorer.manifest.tile
     tiles = windows(height, width, restorer.manifest, restorer.overlap)
     band = seam_band(height, width, tiles)

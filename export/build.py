@@ -66,13 +66,16 @@ def build_artifact(
         compute_capabilities, options, on_progress: as of :func:`echoir.export.engine.build_engine`.
 
     Raises:
-        ArtifactError: the source is an engine itself.
+        ArtifactError: the source is an engine itself, or has free sides.
         BackendError, ImageError: as ``build_engine``.
     """
     manifest = source.manifest
     if manifest.engine is not None:
         hint = "an engine is built from the ONNX that was exported with it"
         raise ArtifactError("model.backend", manifest.model.backend, "onnxruntime", hint)
+    if manifest.tile.most is not None:
+        hint = "an engine has one tile; export with --fit WxH or --tile N"
+        raise ArtifactError("tile.most", manifest.tile.most, "null", hint)
     path = folder / f"{manifest.name}-{target}.engine"
     info = build_engine(
         source.model_path,

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class TileType(click.ParamType):  # type: ignore[type-arg]
-    """``256``, or ``HEIGHTxWIDTH``, in pixels."""
+    """``256``, or ``HEIGHTxWIDTH``, in pixels; or ``free``."""
 
     name = "tile"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int] | str:
+        if isinstance(value, tuple) or value == "free":
             return value
         sides = value.split("x")
         if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
@@ -34,6 +34,20 @@ class TileType(click.ParamType):  # type: ignore[type-arg]
         if not height or not width:
             self.fail(f"{value!r}: both sides must be at least a pixel", param, ctx)
         return height, width
+
+
+class PictureType(click.ParamType):  # type: ignore[type-arg]
+    """``WIDTHxHEIGHT`` in pixels, as pictures are named; gives (height, width)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        width, _, height = value.partition("x")
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+            self.fail(f"{value!r} is not a size such as 1920x1080", param, ctx)
+        return int(height), int(width)
 
 
 class BatchType(click.ParamType):  # type: ignore[type-arg]
@@ -132,7 +146,18 @@ def measure_options(command: Any) -> Any:
     help="What to make; may be repeated. The ONNX is always written; auto adds every engine this machine can build.",
 )
 @click.option(
-    "--tile", type=TileType(), metavar="N|HxW", help="Size of a tile. [default: the network's own, often 256]"
+    "--tile",
+    type=TileType(),
+    metavar="N|HxW|free",
+    help="Size of a tile; free takes for each picture the one that wastes least, in ONNX Runtime and OpenVINO. "
+    "[default: the network's own, often 256]",
+)
+@click.option("--fit", type=PictureType(), metavar="WxH", help="Take the tile that wastes least at that picture size.")
+@click.option(
+    "--most",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Pixels of a tile at most, for --fit and --tile free. [default: 262144, 512 x 512]",
 )
 @click.option("--batch", type=BatchType(), default="1", show_default=True, metavar="N|dynamic", help="Tiles per run.")
 @click.option(

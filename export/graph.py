@@ -1,4 +1,4 @@
-"""A trained network to ONNX: one fixed tile shape, typed for its precision, runnable as it is."""
+"""A trained network to ONNX: one fixed tile shape or free sides, typed for its precision, runnable as it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import onnxsim
@@ -21,10 +22,11 @@ from echoir.runtime.errors import BackendError
 
 OPSET = 20  # Gelu became an operator in 20; TensorRT 10.3 reads up to 20
 INPUT, OUTPUT = "input", "output"
+LARGEST = 1 << 16  # pixels of a side, where sides are free
 
 
 def build_model(
-    network: nn.Module, descriptor: Descriptor, *, tile: tuple[int, int], batch: int | None, io: IO
+    network: nn.Module, descriptor: Descriptor, *, tile: tuple[int, int], batch: int | None, io: IO, free: bool = False
 ) -> onnx.ModelProto:
     """The simplified float32 graph with the functions of its operators, in memory.
 
@@ -33,6 +35,7 @@ def build_model(
         tile: (height, width) of every input in pixels, multiples of ``descriptor.multiple``.
         batch: images per run, or None for any number.
         io: the format of input and output; see :func:`echoir.export.typed.export_onnx`.
+        free: inputs of other sizes too, as long as their sides are multiples of ``descriptor.multiple``.
 
     Raises:
         ValueError: a tile that does not fit the network, or a batch below 1.
@@ -47,7 +50,12 @@ def build_model(
     channels = CHANNELS[descriptor.input]
     shape = (batch or 2, channels, *tile) if io == "float" else (batch or 2, *tile, channels)
     example = torch.zeros(shape, dtype=torch.float32 if io == "float" else torch.uint8)
-    dynamic = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
+    axes: dict[int, Any] = {} if batch is not None else {0: torch.export.Dim("batch", min=1)}
+    if free:
+        first = 2 if io == "float" else 1
+        for axis, (name, multiple) in enumerate(zip(("rows", "columns"), descriptor.multiple, strict=True), first):
+            side = torch.export.Dim(name, min=1, max=LARGEST // multiple)
+            axes[axis] = multiple * side if multiple > 1 else side
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -57,11 +65,12 @@ def build_model(
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=dynamic,
+                dynamic_shapes=(axes,) if axes else None,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise BackendError(f"PyTorch could not export the network: {error}") from error
+            hint = " with free sides; give it a fixed --tile" if free else ""
+            raise BackendError(f"PyTorch could not export the network{hint}: {error}") from error
     assert program is not None
     model = program.model_proto
     _name_by_module(model)

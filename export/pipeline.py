@@ -26,6 +26,7 @@ from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, GateError, ImageError
 from echoir.runtime.files import set_aside, staged
+from echoir.runtime.fit import MOST, best_tile
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
@@ -59,7 +60,11 @@ class Request:
         weights: a shipped checkpoint's name, or a file.
         precision: ``"fp16"``, ``"fp32"`` or ``"int8"``.
         targets: ``"auto"`` is every engine this machine can build; the ONNX is always made.
-        tile: (height, width) in pixels, multiples of the network's; None takes the one that the network likes.
+        tile: (height, width) in pixels, multiples of the network's; None takes the one that the network likes, and
+            ``"free"`` leaves it to the size of each picture.
+        fit: (height, width) of pictures whose least wasteful tile is taken.
+        most: pixels of a tile at most, of a free one and one that fits; None takes :data:`echoir.runtime.fit.MOST`.
+            Once settled, it is the manifest's: None for a fixed tile.
         batch: tiles per run; None leaves it open.
         overlap: pixels that neighbouring tiles share at least, the artifact's default; None takes 32, or more where
             the network needs it.
@@ -79,7 +84,9 @@ class Request:
     weights: str = "denoise"
     precision: Literal["fp16", "fp32", "int8"] = "fp16"
     targets: tuple[Target, ...] = ("auto",)
-    tile: tuple[int, int] | None = None
+    tile: tuple[int, int] | Literal["free"] | None = None
+    fit: tuple[int, int] | None = None
+    most: int | None = None
     batch: int | None = 1
     overlap: int | None = None
     io: IO = "float"
@@ -107,13 +114,32 @@ class Request:
         Raises:
             click.BadParameter: they do not fit.
         """
-        height, width = self.tile or network.tile
+        self._check_tile()
         overlap = max(OVERLAP, network.overlap) if self.overlap is None else self.overlap
+        most = self.most or MOST
+        if self.fit is not None:
+            needs = {"multiple": network.multiple, "phase": network.phase}
+            height, width = best_tile(*self.fit, most=most, overlap=overlap, **needs)
+        else:
+            height, width = self.tile if isinstance(self.tile, tuple) else network.tile
+        if self.tile == "free" and height * width > most:
+            raise click.BadParameter(f"--most {most}: the network's own tile of {height} x {width} has more pixels")
         try:
             check_tile(network, height, width, overlap)
         except ArtifactError as error:  # its fields are the options' names
             raise click.BadParameter(str(error)) from None
-        return replace(self, tile=(height, width), overlap=overlap)
+        return replace(self, tile=(height, width), overlap=overlap, most=most if self.tile == "free" else None)
+
+    def _check_tile(self) -> None:
+        """Refuse wishes about the tile that contradict each other."""
+        if self.fit is not None and self.tile is not None:
+            raise click.UsageError("--fit chooses the tile; drop --tile")
+        if self.most is not None and self.fit is None and self.tile != "free":
+            raise click.UsageError("--most is for --fit and for --tile free")
+        if self.tile == "free" and self.precision == "int8":
+            raise click.UsageError("int8 has a fixed tile: give its size, or --fit WxH")
+        if self.tile == "free" and any(engines(self.targets).values()):
+            raise click.UsageError("an engine has a fixed tile: give its size, or --fit WxH")
 
     @property
     def folder(self) -> Path:
@@ -183,7 +209,7 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
         limit=request.limit,
         say=said.append,
     )
-    wanted = engines(request.targets)
+    wanted = engines(request.targets) if request.most is None else {}
     require_builders(wanted)
     int8, memory = None, request.folder.absolute().with_name(f".{request.folder.name}.search.json")
     if request.precision == "int8":
@@ -211,6 +237,8 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
             compute_capabilities=request.compute_capabilities,
             options=request.engine,
         )
+        if request.most is not None and "auto" in request.targets:
+            left_out.append(("engines", "they have one tile; export for them with --fit WxH or --tile"))
         for index, engine in enumerate(built):
             built[index], failures = _prove_engine(request, source, engine, samples, progress)
             if failures:
@@ -236,7 +264,7 @@ def _prepare(request: Request, source: Source, samples: Several, memory: Path, l
     memory.parent.mkdir(parents=True, exist_ok=True)
     budget = GATES["int8"].max_drop if request.max_drop is None else request.max_drop
     assert budget is not None
-    assert request.tile is not None
+    assert isinstance(request.tile, tuple)
     return prepare(
         source,
         request.calibration,
@@ -254,7 +282,7 @@ def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None)
     import onnx
     import torch
 
-    assert request.tile is not None
+    assert isinstance(request.tile, tuple)
     assert request.overlap is not None
     path = stage / f"{request.name}.onnx"
     if int8 is not None:
@@ -262,7 +290,13 @@ def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None)
     else:
         assert request.precision != "int8"
         float32 = export_onnx(
-            source, path, tile=request.tile, batch=request.batch, io=request.io, precision=request.precision
+            source,
+            path,
+            tile=request.tile,
+            batch=request.batch,
+            io=request.io,
+            precision=request.precision,
+            free=request.most is not None,
         )
         precision = Precision(request.precision, {"float32": float32} if float32 else {})
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
@@ -273,7 +307,7 @@ def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None)
         model=Model("onnxruntime"),
         precision=precision,
         calibration=None if int8 is None else int8.record,
-        tile=Tile(*request.tile, request.overlap, request.batch),
+        tile=Tile(*request.tile, request.overlap, request.batch, request.most),
         input=TensorSpec(INPUT, **tensor, colour=source.descriptor.input),
         output=TensorSpec(OUTPUT, **tensor, colour=source.descriptor.output),
         versions={

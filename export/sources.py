@@ -45,7 +45,7 @@ class Source(Protocol):
     @property
     def record(self) -> CheckpointRecord: ...
 
-    def graph(self, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:
+    def graph(self, *, tile: tuple[int, int], batch: int | None, io: IO, free: bool = False) -> onnx.ModelProto:
         """The simplified float32 graph; see :func:`echoir.export.graph.build_model`."""
 
     def session(self, *, io: IO = "float", threads: int | None = None) -> Session:
@@ -79,10 +79,10 @@ class TorchSource:
     def record(self) -> CheckpointRecord:
         return self._record or CheckpointRecord(self.descriptor.architecture, _fingerprint(self.module))
 
-    def graph(self, *, tile: tuple[int, int], batch: int | None, io: IO) -> onnx.ModelProto:
+    def graph(self, *, tile: tuple[int, int], batch: int | None, io: IO, free: bool = False) -> onnx.ModelProto:
         from echoir.export.graph import build_model  # here, since comparing with PyTorch needs no ONNX
 
-        return build_model(self.module, self.descriptor, tile=tile, batch=batch, io=io)
+        return build_model(self.module, self.descriptor, tile=tile, batch=batch, io=io, free=free)
 
     def session(self, *, io: IO = "float", threads: int | None = None) -> PyTorchSession:
         return PyTorchSession(self.module, io=io, threads=threads)

@@ -24,6 +24,7 @@ def export_onnx(
     batch: int | None = 1,
     io: IO = "float",
     precision: Precision = "fp32",
+    free: bool = False,
 ) -> tuple[str, ...]:
     """Write a network as one ONNX file.
 
@@ -36,6 +37,7 @@ def export_onnx(
             NHWC in [0, 255] in and out; scaling, clipping and rounding happen inside.
         precision: ``"fp32"``, or ``"fp16"``: weights and most activations in float16, with
             float32 kept where :mod:`echoir.export.precision` says.
+        free: inputs of other sizes too, as long as their sides are multiples of the network's.
 
     Returns:
         Names of the nodes that compute in float32 in an fp16 model; none for fp32.
@@ -45,7 +47,7 @@ def export_onnx(
         BackendError: the exporter or the checker refuses the graph, or a weight does not fit float16.
         ImageError: the file cannot be written.
     """
-    model = source.graph(tile=tile, batch=batch, io=io)
+    model = source.graph(tile=tile, batch=batch, io=io, free=free)
     float32_nodes: tuple[str, ...] = ()
     if precision == "fp16":
         model, float32_nodes = to_fp16(model, lowering_of(source.descriptor.architecture))

@@ -22,6 +22,7 @@ import numpy as np
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.contract import Session
+from echoir.runtime.fit import SIZES, waste
 from echoir.runtime.machine import Machine
 from echoir.runtime.manifest import Manifest, TensorSpec
 from echoir.runtime.onnx_session import model_source, session_options
@@ -293,6 +294,7 @@ def report(
         "memory": {"before_bytes": memory[0], "peak_bytes": memory[1]},
         "profile": asdict(profile) if profile else None,
         "machine": asdict(machine),
+        "waste": {name: waste(manifest, *size)[2] for name, size in SIZES.items()},
     }
 
 
@@ -324,6 +326,8 @@ def as_text(result: dict[str, Any], operators: int = 8) -> str:
             f"eight in ten between {quotient['p10']:.2f} and {quotient['p90']:.2f})"
         )
     before, peak = (f"{memory[name] / (1 << 20):.0f} MiB" for name in ("before_bytes", "peak_bytes"))
+    costs = ", ".join(f"{name} {cost:.2f}" for name, cost in result["waste"].items())
+    lines += ["", f"pixels through the network for each of a picture's: {costs}"]
     lines += ["", f"peak memory {peak} ({before} before the session was opened)"]
     if (profile := result["profile"]) is not None:
         lines += ["", *_profile_text(profile, operators)]

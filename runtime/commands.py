@@ -367,16 +367,18 @@ def _opponent(
 @click.argument("artifact")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
 def inspect(artifact: str, as_json: bool) -> None:
-    """Show an artifact's manifest, after checking that the model is the file it describes.
+    """Show an artifact's manifest and what its tiles cost, after checking that the model is the file it describes.
 
     ARTIFACT is a model file, its .json, a folder with one artifact, or http://HOST:PORT/MODEL.
     """
     import json
 
+    from echoir.runtime.fit import wastes
     from echoir.runtime.output import displayable
     from echoir.runtime.sessions import open_model
 
-    text = open_model(artifact).manifest.to_json()
+    manifest = open_model(artifact).manifest
+    text = manifest.to_json()
     if as_json:
         click.echo(text, nl=False)
         return
@@ -384,6 +386,7 @@ def inspect(artifact: str, as_json: bool) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(displayable(f"{name:<{width}}  {value}"))
+    click.echo("\n" + "\n".join(wastes(manifest)))
 
 
 def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:

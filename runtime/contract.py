@@ -84,6 +84,7 @@ def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[A
     Raises:
         ValueError: tiles of another shape or type.
     """
+    manifest = manifest.of_tiles(tiles.shape)
     tile, source, sink = manifest.tile, manifest.input, manifest.output
     needed = source.shape(len(tiles), tile.height, tile.width)
     if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
@@ -106,7 +107,8 @@ def check_tensor(role: str, spec: TensorSpec, manifest: Manifest, name: str, dty
     if dtype != spec.dtype:
         raise ArtifactError(f"{role}.dtype", dtype, spec.dtype, hint)
     tile = manifest.tile
-    needed = spec.shape(tile.batch or 0, tile.height, tile.width)
+    sides = (tile.height, tile.width) if tile.most is None else (0, 0)
+    needed = spec.shape(tile.batch or 0, *sides)
     if shape != list(needed):
         shown = ["any" if size == 0 else size for size in shape]
         wanted = ["any" if size == 0 else size for size in needed]

@@ -37,6 +37,7 @@ class Descriptor:
         tile: (height, width) of the tile it likes.
         local: whether an output pixel depends on pixels nearby alone. Where it does not (means over the whole
             tile), no overlap makes tiles equal to the whole picture.
+        forms: kinds of pictures that it was trained on (:mod:`echoir.forms`); empty where that is not known.
         measured: names of the fields above that were found by running the network, not declared.
     """
 
@@ -53,6 +54,7 @@ class Descriptor:
     overlap: Natural = 0
     tile: Pair = (256, 256)
     local: bool = False
+    forms: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
 
     @property

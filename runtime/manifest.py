@@ -7,7 +7,7 @@ file that does not match is refused by field name.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from echoir.runtime.checked import EDITED, FileName, Must, Natural, Positive, Se
 from echoir.runtime.descriptor import CHANNELS, Descriptor, Planes
 from echoir.runtime.errors import ArtifactError
 
-FORMAT = 2
+FORMAT = 3
 SUFFIXES = {".onnx": ("onnxruntime",), ".engine": ("tensorrt", "tensorrt-rtx")}
 
 
@@ -48,7 +48,11 @@ class Precision:
 
 @dataclass(frozen=True)
 class Tile:
-    """What the artifact chose: the fixed input shape in pixels, the default overlap, and the batch (None: any)."""
+    """What the artifact chose: the input shape in pixels, the default overlap, and the batch (None: any).
+
+    Where ``most`` is not None, height and width are free: any multiples of the network's with at most so many pixels
+    (:func:`echoir.runtime.fit.fitted` chooses). ``height`` and ``width`` are then one such choice.
+    """
 
     height: Positive
     width: Positive
@@ -56,6 +60,7 @@ class Tile:
     batch: Annotated[
         int | None, Must("a whole number from 1 up, or null", lambda value: value is None or value >= 1)
     ] = None
+    most: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,19 @@ class Manifest:
         """What the network restores."""
         return self.network.task
 
+    def with_tile(self, height: int, width: int) -> Manifest:
+        """This manifest for tiles of another size."""
+        return replace(self, tile=replace(self.tile, height=height, width=width))
+
+    def of_tiles(self, shape: tuple[int, ...]) -> Manifest:
+        """This manifest for an input of that shape; the same where its tiles are fixed, or cannot have those sides."""
+        most = self.tile.most
+        if most is None or len(shape) != 4:
+            return self
+        height, width = shape[2:] if self.input.layout == "NCHW" else shape[1:3]
+        free = all(side % multiple == 0 for side, multiple in zip((height, width), self.network.multiple, strict=True))
+        return self.with_tile(height, width) if free and 0 < height * width <= most else self
+
     def to_json(self) -> str:
         """The manifest as JSON text, checked like :meth:`from_json` checks it.
 
@@ -184,13 +202,14 @@ class Manifest:
                 "it was written by a newer echoir: upgrade, or export again" if newer else "export the artifact again"
             )
             raise ArtifactError("format", version, FORMAT, hint)
-        values = {"golden": None} | values  # the first artifacts of format 2 had none
-        manifest = parse(cls, _upgraded(values) if version == 1 else values, "")
+        for upgrade in (_from_1, _from_2)[version - 1 :]:
+            values = upgrade(values)
+        manifest = parse(cls, values, "")
         _check_together(manifest)
         return manifest
 
 
-def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     """A manifest of format 1 as one of format 2; parsing refuses what is wrong in either.
 
     In format 1 every network was EchoIR, and the tile carried what its sides are multiples of.
@@ -217,7 +236,18 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     network, tile = (
         {name: value for name, value in old.items() if name not in ("preset", "alignment")} for old in (network, tile)
     )
-    return rest | {"network": network | described, "tile": tile, "format": FORMAT}
+    return rest | {"network": network | described, "tile": tile, "format": 2}
+
+
+def _from_2(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 2 as one of format 3: tiles were fixed, and no network said what it was trained on."""
+    network, tile = values.get("network"), values.get("tile")
+    if isinstance(network, dict):
+        network = network | {"forms": []}
+    if isinstance(tile, dict):
+        tile = tile | {"most": None}
+    golden = {"golden": None}  # which the first artifacts of format 2 did not have
+    return golden | values | {"network": network, "tile": tile, "format": FORMAT}
 
 
 def check_tile(network: Descriptor, height: int, width: int, overlap: int) -> None:
@@ -249,6 +279,11 @@ def _check_together(manifest: Manifest) -> None:
         full = UINT8_NHWC["range"] if spec.dtype == "uint8" else FLOAT_NCHW["range"]
         if spec.range != full:
             raise ArtifactError(f"{role}.range", list(spec.range), list(full), f"pixels are {spec.dtype}")
+    if tile.most is not None:
+        if model.backend != "onnxruntime":
+            raise ArtifactError("tile.most", tile.most, "null", "an engine has one shape")
+        if tile.height * tile.width > tile.most:
+            raise ArtifactError("tile.most", tile.most, f"at least {tile.height * tile.width}, height x width", EDITED)
     if model.backend not in SUFFIXES.get(Path(model.file).suffix, ()):
         needed = next(suffix for suffix, backends in SUFFIXES.items() if model.backend in backends)
         raise ArtifactError("model.file", model.file, f"a name ending in {needed}", f"the backend is {model.backend}")

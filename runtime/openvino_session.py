@@ -93,6 +93,18 @@ class OpenVinoSession:
             raise BackendError(f"OpenVINO failed on {len(batch)} tiles (out of memory?): {error}") from error
         self._idle.append(request)
 
+    def facts(self) -> dict[str, str]:
+        """Version, precision and threads of OpenVINO; see :class:`echoir.runtime.contract.Described`."""
+        if self._model is None:
+            raise ClosedSessionError
+        asked = {name: self._model.get_property(name) for name in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")}
+        precision = asked["INFERENCE_PRECISION_HINT"].get_type_name()
+        return {
+            "openvino": _library().__version__.split("-")[0],
+            "provider": f"CPU, {precision}",
+            "threads": str(asked["INFERENCE_NUM_THREADS"] or "one per physical core"),
+        }
+
     def close(self) -> None:
         """Release the model."""
         self._model = None
@@ -131,9 +143,10 @@ def _compiled(openvino: Any, core: Any, artifact: Artifact, settings: dict[str, 
     # It knows no functions of a model's own, and refuses what calls one.
     model = core.read_model(without_functions(artifact.model_path), b"")
     _check_tensors(artifact, model)
-    if artifact.manifest.tile.batch is None:  # one size for all runs: it would prepare itself anew for each
-        tile = artifact.manifest.tile
-        model.reshape(list(artifact.manifest.input.shape(1, tile.height, tile.width)))
+    tile = artifact.manifest.tile
+    if tile.batch is None:  # one size for all runs: it would prepare itself anew for each
+        sides = (tile.height, tile.width) if tile.most is None else (-1, -1)
+        model.reshape(list(artifact.manifest.input.shape(1, *sides)))
     compiled = core.compile_model(model, "CPU", settings)
     keep(path, compiled.export_model().getvalue(), COMPILED)
     return compiled

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from echoir.runtime import fit
 from echoir.runtime.channels import PEAKS, Floats, finish
 from echoir.runtime.contract import Array, Device, ImageSession, Session
 from echoir.runtime.errors import ArtifactError, ImageError
@@ -27,7 +30,7 @@ OnTiles = Callable[[int, int], None]
 
 
 class Restorer:
-    """Restores images of any size with a model of one tile size.
+    """Restores images of any size with a model of one tile size, or of free sides and so many pixels.
 
     One restorer may serve several threads: it keeps nothing between calls but its settings::
 
@@ -151,9 +154,19 @@ class Restorer:
 
         return ImageStream(partial(self, colour=colour), frames, deadline, policy, depth)
 
+    def fitted(self, height: int, width: int) -> Restorer:
+        """This restorer with the tile that fits an image of that size; the same where the model's tile is fixed."""
+        manifest = fit.fitted(self.manifest, height, width, self.overlap)
+        if manifest is self.manifest:
+            return self
+        restorer = copy(self)
+        restorer.manifest = replace(manifest, tile=replace(manifest.tile, most=None))
+        return restorer
+
     def tiles(self, height: int, width: int) -> int:
         """How many tiles an image of this size takes."""
-        return len(self._axis(0, height).starts) * len(self._axis(1, width).starts)
+        fitted = self.fitted(height, width)
+        return len(fitted._axis(0, height).starts) * len(fitted._axis(1, width).starts)
 
     def strips(
         self, read_rows: ReadRows, height: int, width: int, *, on_tiles: OnTiles | None = None
@@ -176,6 +189,10 @@ class Restorer:
         """
         if height < 1 or width < 1:
             raise ImageError(f"an image has at least one pixel, got {height} x {width}")
+        fitted = self.fitted(height, width)
+        if fitted is not self:
+            yield from fitted.strips(read_rows, height, width, on_tiles=on_tiles)
+            return
         down, across = self._axis(0, height), self._axis(1, width)
         if isinstance(self.session, ImageSession):
             yield from self._strips_on_device(self.session, read_rows, down, across, width, on_tiles)

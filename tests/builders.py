@@ -30,7 +30,13 @@ Io = Literal["float", "uint8"]
 
 
 def make_manifest(
-    *, io: Io = "float", tile: tuple[int, int] = (64, 64), overlap: int = 8, batch: int | None = None, **changes: Any
+    *,
+    io: Io = "float",
+    tile: tuple[int, int] = (64, 64),
+    overlap: int = 8,
+    batch: int | None = None,
+    most: int | None = None,
+    **changes: Any,
 ) -> Manifest:
     """A valid manifest of an ONNX artifact; ``changes`` replaces whole fields."""
     tensor: dict[str, Any] = FLOAT_NCHW if io == "float" else UINT8_NHWC
@@ -40,7 +46,7 @@ def make_manifest(
         "checkpoint": CheckpointRecord("none", "0" * 64),
         "model": Model("onnxruntime"),
         "precision": Precision("fp32"),
-        "tile": Tile(*tile, overlap, batch),
+        "tile": Tile(*tile, overlap, batch, most),
         "input": TensorSpec("image", **tensor),
         "output": TensorSpec("restored", **tensor),
         "versions": {"echoir": "0"},
@@ -54,6 +60,7 @@ def make_model(
     io: Io = "float",
     tile: tuple[int, int] = (64, 64),
     batch: int | None = None,
+    free: bool = False,
     gain: float = 1.0,
     bias: float = 0.0,
 ) -> None:
@@ -62,7 +69,8 @@ def make_model(
     ``gain=1, bias=0`` is the identity; ``gain=0, bias=0`` a black frame; ``bias=nan`` gives NaN.
     """
     n: Any = batch if batch is not None else "batch"
-    shape = [n, 3, *tile] if io == "float" else [n, *tile, 3]
+    sides: list[Any] = ["rows", "columns"] if free else [*tile]
+    shape = [n, 3, *sides] if io == "float" else [n, *sides, 3]
     kind = TensorProto.FLOAT if io == "float" else TensorProto.UINT8
     white = 1.0 if io == "float" else 255.0
     nodes = [
@@ -99,14 +107,15 @@ def make_artifact(
     tile: tuple[int, int] = (64, 64),
     overlap: int = 8,
     batch: int | None = None,
+    most: int | None = None,
     gain: float = 1.0,
     bias: float = 0.0,
     **changes: Any,
 ) -> Artifact:
     """Write model and manifest; see :func:`make_model` and :func:`make_manifest`."""
     path = folder / f"{name}.onnx"
-    make_model(path, io=io, tile=tile, batch=batch, gain=gain, bias=bias)
-    manifest = make_manifest(io=io, tile=tile, overlap=overlap, batch=batch, name=name, **changes)
+    make_model(path, io=io, tile=tile, batch=batch, free=most is not None, gain=gain, bias=bias)
+    manifest = make_manifest(io=io, tile=tile, overlap=overlap, batch=batch, most=most, name=name, **changes)
     return write_artifact(manifest, path)
 
 

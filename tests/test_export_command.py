@@ -28,8 +28,10 @@ from echoir.metrics import to_8bit
 from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime import Artifact, Restorer
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import BackendError, ImageError
 from echoir.runtime.files import sha256_file, staged
+from echoir.runtime.tiling import reflect
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -210,6 +212,12 @@ def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Pat
         (("--batch", "0"), "neither a number of tiles nor 'dynamic'"),
         (("--images", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--overlap", "32", "--tile", "32"), "overlap"),
+        (("--fit", "1920"), "is not a size such as 1920x1080"),
+        (("--fit", "1920x1080", "--tile", "256"), "drop --tile"),
+        (("--most", "9000"), "--most is for --fit and for --tile free"),
+        (("--tile", "free", "--most", "9000"), "256 x 256 has more pixels"),
+        (("--tile", "free", "--target", "tensorrt"), "an engine has a fixed tile"),
+        (("--tile", "free", "--precision", "int8", "--calibration", "."), "int8 has a fixed tile"),
     ],
 )
 def test_wrong_usage_ends_with_2(run: Run, tmp_path: Path, option: tuple[str, ...], message: str) -> None:
@@ -247,6 +255,34 @@ def test_the_network_decides_what_a_tile_is_a_multiple_of(
     code, _, error = run("export", "--tile", 48, "-o", tmp_path / "out")
     assert code == 2
     assert "tile.height: found 48, needed a multiple of network.multiple, 32" in error
+
+
+def test_free_sides_and_the_tile_that_fits_are_settled_by_the_network() -> None:
+    network = Descriptor("none", "denoise", 1, multiple=(32, 32))
+    free = Request(tile="free").settled(network)
+    assert (free.tile, free.most, free.overlap) == ((256, 256), 512 * 512, 32)
+    fits = Request(fit=(1080, 1920), most=2_100_000).settled(network)
+    assert (fits.tile, fits.most) == ((1088, 1920), None)
+    assert Request(fit=(481, 321)).settled(network).tile == (512, 352)
+
+
+@pytest.mark.slow  # PyTorch takes a while over symbolic sizes; test_onnx_export.py has a small network
+def test_an_export_of_free_sides_restores_any_size_in_the_tile_that_fits(
+    run: Run, arguments: list[object], weights: Path, tmp_path: Path
+) -> None:
+    folder, free = tmp_path / "free", [*arguments, "--precision", "fp32", "--tile", "free", "--target", "auto"]
+    code, output, error = run(*free, "--most", 65_536, "-o", folder)
+    assert code == 0, error
+    assert "left out engines: they have one tile" in output
+    with Restorer.open(folder, threads=1) as restorer:
+        assert (restorer.manifest.tile.most, restorer.tiles(250, 250), restorer.tiles(300, 400)) == (65_536, 1, 2)
+        network = load_checkpoint(weights).network
+        for height, width in ((48, 32), (16, 160), (250, 33)):  # one tile each; PyTorch pads as the tiler does
+            noisy = np.random.default_rng(0).random((height, width, 3), np.float32)
+            padded = noisy[reflect(height, -(-height // 16) * 16)][:, reflect(width, -(-width // 16) * 16)]
+            with torch.inference_mode():
+                expected = network(torch.from_numpy(padded.transpose(2, 0, 1).copy())[None])[0].permute(1, 2, 0).numpy()
+            np.testing.assert_allclose(restorer(noisy), expected[:height, :width], atol=2e-5)
 
 
 def test_targets() -> None:

@@ -16,13 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from echoir.export.echo.function import echo_function, node_attributes
 from echoir.export.echo.lowering import Block, deployed
 from echoir.export.graph import OPSET
+from echoir.export.reference import IO
+from echoir.export.sources import TorchSource
 from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler, echo_upsample
+from echoir.runtime.descriptor import Descriptor
 
 TILE = (32, 48)
 Export = Callable[..., tuple[EchoIR, Path, tuple[str, ...]]]
@@ -67,6 +71,62 @@ def test_any_batch_gives_what_pytorch_gives(export: Export, batch: int, rng: np.
     expected = network(torch.from_numpy(image)).numpy()
     assert np.std(expected) > 0.05
     np.testing.assert_allclose(run(path, image), expected, atol=2e-5)
+
+
+class Small(nn.Module):
+    """A network with what sizes go into: half resolution, attention over channels, a mean over all pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 12, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.embed(nn.functional.pixel_unshuffle(image, 2))
+        n, c, height, width = x.shape
+        flat = x.reshape(n, 2, c // 2, height * width)
+        attention = (nn.functional.normalize(flat, dim=-1) @ flat.transpose(-2, -1)).softmax(-1)
+        x = (attention @ flat).reshape(n, c, height, width) * x.mean((2, 3), keepdim=True).sigmoid()
+        return nn.functional.pixel_shuffle(self.out(x), 2) + image
+
+
+@pytest.mark.parametrize(("batch", "io"), [(1, "float"), (None, "uint8")])
+def test_a_small_network_of_free_sides_gives_what_pytorch_gives(
+    tmp_path: Path, batch: int | None, io: IO, rng: np.random.Generator
+) -> None:
+    network, path = Small().eval(), tmp_path / "small.onnx"
+    source = TorchSource(network, Descriptor("Small", "denoise", 1, multiple=(2, 4)))
+    export_onnx(source, path, tile=(16, 16), batch=batch, io=io, free=True)
+    for sides in ((2, 4), (6, 32), (16, 16), (30, 8)):
+        pixels = rng.integers(0, 256, (batch or 2, *sides, 3), np.uint8)
+        image = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(image)).numpy()
+        if io == "float":
+            np.testing.assert_allclose(run(path, image), expected, atol=1e-5)
+        else:
+            codes = expected.clip(0, 1).transpose(0, 2, 3, 1) * 255
+            np.testing.assert_allclose(run(path, pixels), codes, atol=0.501)
+
+
+@pytest.mark.slow  # PyTorch takes a while over symbolic sizes
+@pytest.mark.parametrize(
+    ("precision", "io", "least"), [("fp32", "float", 100.0), ("fp32", "uint8", 55.0), ("fp16", "float", 55.0)]
+)
+def test_free_sides_give_what_pytorch_gives_at_every_size(
+    export: Export, precision: str, io: str, least: float, rng: np.random.Generator
+) -> None:
+    network, path, _ = export(batch=1, free=True, precision=precision, io=io)
+    for sides in ((16, 16), (64, 16), (48, 112), TILE):
+        image = rng.random((1, 3, *sides), dtype=np.float32)
+        if io == "uint8":
+            pixels = np.rint(image.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+            made = run(path, pixels).transpose(0, 3, 1, 2) / np.float32(255)
+            expected = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2)) / 255).clamp(0, 1).numpy()
+        else:
+            made, expected = run(path, image), network(torch.from_numpy(image)).numpy()
+        assert made.shape == expected.shape
+        assert -10 * np.log10(np.mean(np.square(made - expected))) > least
 
 
 def test_a_network_at_half_resolution_gives_what_pytorch_gives(tmp_path: Path, rng: np.random.Generator) -> None:

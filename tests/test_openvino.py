@@ -17,7 +17,7 @@ from echoir.runtime import choice as module
 from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.caches import keep, recall
 from echoir.runtime.choice import choose, picture_tiles
-from echoir.runtime.contract import Device, Session
+from echoir.runtime.contract import Described, Device, Session
 from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
 from echoir.runtime.manifest import TensorSpec
 from echoir.runtime.sessions import open_session
@@ -48,6 +48,9 @@ def test_openvino_gives_what_onnxruntime_gives(
         open_session(artifact, threads=1) as reference,
         open_session(artifact, threads=1, device="openvino") as session,
     ):
+        assert isinstance(session, Described)
+        assert session.facts()["provider"] == "CPU, f32"
+        assert session.facts()["threads"] == "1"
         expected = reference.run(tiles)
         for _ in range(2):
             made = session.run(tiles)

@@ -119,7 +119,7 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
     height, width, _ = sample.truth.shape
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{sample.name}: {width}x{height} pixels are too few, SSIM needs {MIN_SIDE} on each side")
-    manifest, codes = ours.manifest, ours.manifest.input.dtype == "uint8"
+    codes = ours.manifest.input.dtype == "uint8"
     given = to_8bit(sample.degraded) if codes else sample.degraded
     engine = _floats(ours(given))
     try:
@@ -128,7 +128,7 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
         raise ArtifactError(
             "checkpoint", f"a network that fails on {sample.name} ({error})", "a trained one"
         ) from error
-    tiles = windows(height, width, manifest, ours.overlap)
+    tiles = windows(height, width, ours.fitted(height, width).manifest, ours.overlap)
     whole, one_piece = None, source.whole(_floats(given))
     if one_piece is not None:
         one_piece = _floats(to_8bit(one_piece)) if codes else one_piece
@@ -175,10 +175,12 @@ def _conditions(
 
     measured = provenance(session)
     measured["versions"]["torch"] = str(torch.__version__)
+    tile = manifest.tile
     return {
         "degradation": samples.describe(),
         "pictures_sha256": fingerprint({image.sha256 for image in images}),
-        "tile": {"height": manifest.tile.height, "width": manifest.tile.width, "overlap": overlap},
+        "tile": {"height": tile.height, "width": tile.width, "overlap": overlap}
+        | ({} if tile.most is None else {"most": tile.most}),
         "io": manifest.input.dtype,
         **measured,
     }

@@ -29,12 +29,14 @@ def check_servable(artifact: Artifact) -> None:
     """Refuse what Triton's backends cannot run.
 
     Raises:
-        ArtifactError: an engine for TensorRT-RTX, or one whose plugin is a Python class.
+        ArtifactError: an engine for TensorRT-RTX, one whose plugin is a Python class, or a model of free sides.
     """
     model, engine = artifact.manifest.model, artifact.manifest.engine
     if model.backend not in BACKENDS:
         hint = "Triton runs no TensorRT-RTX engines; serve the .onnx of the same export, or build for --target tensorrt"
         raise ArtifactError("model.backend", model.backend, " or ".join(BACKENDS), hint)
+    if (most := artifact.manifest.tile.most) is not None:
+        raise ArtifactError("tile.most", most, "null", "a served model has one tile; export with --tile N or --fit WxH")
     upsampler = engine.details.get("upsampler") if engine is not None else None
     if upsampler == "plugin class":
         raise ArtifactError(

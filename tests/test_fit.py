@@ -1,0 +1,170 @@
+"""The tile that fits: least waste by trying all, free sides in every session, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import Io, make_artifact, make_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import echoir
+
+from echoir.export.build import build_artifact
+from echoir.runtime import Restorer
+from echoir.runtime.artifact import write_artifact
+from echoir.runtime.contract import Device
+from echoir.runtime.errors import ArtifactError
+from echoir.runtime.fit import SIZES, best_tile, waste
+from echoir.runtime.manifest import Engine, Manifest, Model
+from echoir.runtime.serving.repository import check_servable
+from echoir.runtime.sessions import open_session
+from echoir.runtime.tiling import tile_starts
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DEVICES = [
+    "cpu",
+    pytest.param("openvino", marks=pytest.mark.skipif(find_spec("openvino") is None, reason="echoir[openvino]")),
+]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    most=st.integers(64, 20_000),
+    overlap=st.integers(0, 20),
+    multiple=st.tuples(st.sampled_from([1, 4, 8]), st.sampled_from([2, 8, 16])),
+)
+def test_no_other_tile_sends_fewer_pixels_through(
+    size: tuple[int, int], most: int, overlap: int, multiple: tuple[int, int]
+) -> None:
+    height, width = best_tile(*size, most=most, overlap=overlap, multiple=multiple)
+
+    def pixels(tile: tuple[int, int]) -> int:
+        count = 1
+        for side, length in zip(size, tile, strict=True):
+            count *= len(tile_starts(side, length, overlap))
+        return count * tile[0] * tile[1]
+
+    assert (height % multiple[0], width % multiple[1]) == (0, 0)
+    sides = [range(step, 224, step) for step in multiple]
+    every = [(h, w) for h in sides[0] for w in sides[1] if min(h, w) > overlap]
+    allowed = [tile for tile in every if tile[0] * tile[1] <= most]
+    if allowed:
+        assert height * width <= most
+        assert pixels((height, width)) == min(map(pixels, allowed))
+    else:
+        assert (height, width) == min(every)
+
+
+@pytest.mark.parametrize("most", [512 * 512, 1100 * 1100])
+def test_free_sides_waste_less_than_tiles_of_256_at_every_size(most: int) -> None:
+    free, fixed = make_manifest(overlap=32, most=most), make_manifest(tile=(256, 256), overlap=32)
+    for size in SIZES.values():
+        count, (height, width), cost = waste(free, *size)
+        assert height * width <= most
+        assert cost == count * height * width / (size[0] * size[1])
+        assert cost < waste(fixed, *size)[2]
+        assert cost <= (1.16 if most < 1_000_000 else 1.08)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    most=st.sampled_from([4096, 64 * 80, 10_000]),
+    overlap=st.integers(0, 30),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+)
+def test_an_identity_of_free_sides_returns_the_input_bit_for_bit(
+    size: tuple[int, int], most: int, overlap: int, dtype: Any
+) -> None:
+    shapes = []
+
+    class Same:
+        def run(self, tiles: Array) -> Array:
+            shapes.append(tiles.shape[2:])
+            return tiles.copy()
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3)).astype(dtype)
+    restorer = Restorer(Same(), make_manifest(most=most), overlap=overlap)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(restorer(image), image)
+    ((height, width),) = set(shapes)  # equal tiles
+    assert (height % 8, width % 8) == (0, 0)
+    assert height * width <= most
+    assert len(shapes) == restorer.tiles(*size)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("io", ["float", "uint8"])
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_session_takes_what_the_manifest_leaves_free_and_no_more(
+    device: Device, io: Io, batch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    artifact = make_artifact(tmp_path, io=io, batch=batch, most=64 * 96, gain=0.5)
+
+    def tiles(height: int, width: int) -> Array:
+        shape = (2, 3, height, width) if io == "float" else (2, height, width, 3)
+        return np.full(shape, 200 if io == "uint8" else 0.75, np.uint8 if io == "uint8" else np.float32)
+
+    with open_session(artifact, threads=1, device=device) as session:
+        for height, width in ((64, 96), (8, 8), (16, 384), (64, 96)):
+            np.testing.assert_allclose(session.run(tiles(height, width)), tiles(height, width) * 0.5, rtol=1e-6)
+        for height, width in ((64, 104), (60, 64), (64, 65)):  # too many, and no multiples of 8
+            with pytest.raises(ValueError, match="tiles must be"):
+                session.run(tiles(height, width))
+
+
+def test_a_manifest_of_fixed_sides_does_not_open_a_model_of_free_ones(tmp_path: Path) -> None:
+    free, fixed = make_artifact(tmp_path, "free", most=4096), make_artifact(tmp_path, "fixed")
+    for one, other in ((free, fixed), (fixed, free)):
+        path = tmp_path / "mixed.onnx"
+        path.write_bytes(one.model_path.read_bytes())
+        with pytest.raises(ArtifactError, match="wrong tile, batch or layout"):
+            open_session(write_artifact(other.manifest, path))
+
+
+def test_a_manifest_with_a_bound_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"tile\.most: found 1000, needed at least 4096"):
+        make_artifact(tmp_path, most=1000)
+    engine: dict[str, Any] = {
+        "model": Model("tensorrt"),
+        "onnx_sha256": "0" * 64,
+        "engine": Engine("10.9", ("8.7",), 1.0),
+    }
+    (tmp_path / "x.engine").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="an engine has one shape"):
+        write_artifact(make_manifest(most=4096, **engine), tmp_path / "x.engine")
+
+
+def test_a_manifest_of_format_2_has_fixed_tiles(tmp_path: Path) -> None:
+    values = json.loads(make_artifact(tmp_path).manifest.to_json())
+    del values["tile"]["most"], values["network"]["forms"]
+    read = Manifest.from_json(json.dumps(values | {"format": 2}))
+    assert (read.tile.most, read.network.forms, read.format) == (None, (), 3)
+    with pytest.raises(ArtifactError, match=r"network\.forms: found nothing"):
+        Manifest.from_json(json.dumps(values | {"format": 3}))
+
+
+def test_what_has_free_sides_is_not_served_and_becomes_no_engine(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, most=4096)
+    with pytest.raises(ArtifactError, match="a served model has one tile"):
+        check_servable(artifact)
+    with pytest.raises(ArtifactError, match="an engine has one tile; export with --fit"):
+        build_artifact(artifact, tmp_path, "tensorrt-rtx")
+
+
+def test_inspect_and_bench_say_what_tiles_cost(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, tile=(256, 256), overlap=32)
+    text = echoir("inspect", artifact.model_path).out
+    assert "6 tiles of 256 x 256" in text
+    assert "2.55 pixels through the network for each of the picture's" in text
+    timed = ("--iterations", 2, "--warmup", 0, "--threads", 1, "--no-profile", "--json", tmp_path / "b.json")
+    result = echoir("bench", "-m", artifact.model_path, *timed)
+    assert "481 x 321 2.55, 512 x 512 2.25, 720p 1.71, 1080p 1.42, 4K 1.34" in result.out
+    assert json.loads((tmp_path / "b.json").read_text())["waste"]["1080p"] == pytest.approx(1.4222, abs=1e-4)
