@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -19,6 +20,14 @@ def usable_cores() -> int:
 def all_cores() -> int:
     """Cores of the machine, whether this process may run on them or not: more threads than these help nobody."""
     return max(os.cpu_count() or 1, usable_cores())
+
+
+def processor_id(root: Path = Path("/")) -> str:
+    """16 hex digits that processors with the same instructions share: what is compiled for one runs on the other."""
+    cpuinfo = _read(root / "proc/cpuinfo") or platform.processor()
+    lines = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", cpuinfo, re.MULTILINE)
+    text = "\n".join([platform.machine(), *dict.fromkeys(lines)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.caches import cache_folder, keep, recall
 from echoir.runtime.contract import Array, check_tensor, run_in_batches
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError
-from echoir.runtime.machine import all_cores
+from echoir.runtime.machine import all_cores, processor_id
 from echoir.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     import onnxruntime
     from typing_extensions import Self
+
+
+WORTH_KEEPING = 1 << 20  # bytes of a model: optimizing a smaller one takes no time
+OPTIMIZED = 512 << 20  # bytes of optimized models that are kept
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
@@ -60,10 +66,13 @@ class OnnxSession:
             )
         options = session_options(threads)
         self.manifest = artifact.manifest
+        self._session: onnxruntime.InferenceSession | None = None
         try:
-            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                model_source(artifact.model_path), options, providers=[provider]
-            )
+            if device == "cpu" and artifact.manifest.model.bytes >= WORTH_KEEPING:
+                self._session = _optimized(artifact, options)
+            else:
+                source = model_source(artifact.model_path)
+                self._session = onnxruntime.InferenceSession(source, options, providers=[provider])
         except Exception as error:  # onnxruntime's own exceptions derive from Exception directly
             hint = "this ONNX Runtime may be older than the model's operators"
             raise ArtifactError(
@@ -133,6 +142,32 @@ def model_source(path: Path) -> str | bytes:
     except UnicodeEncodeError:
         return path.read_bytes()
     return str(path)
+
+
+def _optimized(artifact: Artifact, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on the CPU for the model as ONNX Runtime optimized it at its first start, which takes most of a start.
+
+    The layout of its weights is the processor's. What is kept gives the very values that the model gives.
+    """
+    import onnxruntime
+
+    providers = ["CPUExecutionProvider"]
+    words = [artifact.manifest.model.sha256[:32], onnxruntime.__version__, processor_id()]
+    path = cache_folder("onnxruntime") / ("-".join(words) + ".onnx")
+    everything = options.graph_optimization_level
+    if (model := recall(path)) is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        with suppress(Exception):  # ONNX Runtime's own derive from it directly
+            return onnxruntime.InferenceSession(model, options, providers=providers)
+        options.graph_optimization_level = everything
+    with suppress(Exception), tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "model.onnx")
+        options.optimized_model_filepath = str(written)
+        session = onnxruntime.InferenceSession(model_source(artifact.model_path), options, providers=providers)
+        keep(path, written.read_bytes(), OPTIMIZED)
+        return session
+    options.optimized_model_filepath = ""
+    return onnxruntime.InferenceSession(model_source(artifact.model_path), options, providers=providers)
 
 
 def without_functions(path: Path) -> bytes:

@@ -27,8 +27,8 @@ needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="pip i
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is read from or left in the user's."""
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one for each test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "echoir"
 
@@ -59,11 +59,11 @@ def test_openvino_gives_what_onnxruntime_gives(
 
 
 @needs_openvino
-def test_a_model_is_compiled_once(tmp_path: Path, own_cache: Path, rng: np.random.Generator) -> None:
+def test_a_model_is_compiled_once(tmp_path: Path, fresh_cache: Path, rng: np.random.Generator) -> None:
     artifact = make_artifact(tmp_path, tile=(16, 24), gain=0.5)
     tiles = rng.random((1, 3, 16, 24), np.float32)
     open_session(artifact, threads=1, device="openvino").close()
-    (blob,) = (own_cache / "openvino").iterdir()
+    (blob,) = (fresh_cache / "openvino").iterdir()
     stamp = blob.read_bytes()
     with open_session(artifact, threads=1, device="openvino") as session:
         np.testing.assert_allclose(session.run(tiles), tiles * 0.5, atol=1e-7)
@@ -153,7 +153,7 @@ def test_the_quickest_that_passes_is_chosen_and_remembered(
 
 
 def test_a_damaged_memory_is_measured_again(
-    identity: Artifact, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    identity: Artifact, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "installed", lambda: ["cpu", "openvino"])
     clock = [0.0]
@@ -161,7 +161,7 @@ def test_a_damaged_memory_is_measured_again(
     open_ = lambda device: Timed(clock, 1.0, 0.0)  # noqa: E731
     for damage in ("", "[]", '{"device": "gpu", "figures": []}', '{"device": "cpu", "figures": [{"x": 1}]}'):
         choose(identity, open_)
-        (file,) = (own_cache / "sessions").iterdir()
+        (file,) = (fresh_cache / "sessions").iterdir()
         keep(file, damage.encode(), 1000)
         assert choose(identity, open_).remembered is False
         assert json.loads(recall(file) or b"")["device"] == "cpu"
