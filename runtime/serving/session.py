@@ -124,6 +124,10 @@ class RemoteSession:
             outputs.append(self._client.infer(batch, self.manifest)[: len(batch) - missing])
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
+    def facts(self) -> dict[str, str]:
+        """The server's address; see :class:`echoir.runtime.contract.Described`."""
+        return {"server": self._client.place()}
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -164,7 +168,7 @@ class _Client:
         answer = self._connection.ask(f"{self._at}/ready", most=v2.MOST_JSON)
         if answer.status != 200:
             self._known()
-            raise BackendError(f"{self._place()}: the server is there, but the model is not ready{_reason(answer)}")
+            raise BackendError(f"{self.place()}: the server is there, but the model is not ready{_reason(answer)}")
 
     def describe(self) -> tuple[Manifest, int]:
         """The manifest, and the largest batch of a request, after checking the server's own words against it."""
@@ -194,17 +198,17 @@ class _Client:
         most = v2.MOST_JSON + math.prod(shape) * np.dtype(sink.dtype).itemsize
         answer = self._connection.ask(f"{self._at}/infer", body, headers, most=most)
         if answer.status != 200:
-            raise BackendError(f"{self._place()}: the server answered {answer.status}{_reason(answer)}")
+            raise BackendError(f"{self.place()}: the server answered {answer.status}{_reason(answer)}")
         length = next((value for name, value in answer.headers.items() if name.lower() == v2.LENGTH.lower()), None)
         try:
             return v2.answer(answer.body, length, sink, shape)
         except v2.BadAnswerError as error:
-            raise BackendError(f"{self._place()}: an answer makes no sense: {error}") from error
+            raise BackendError(f"{self.place()}: an answer makes no sense: {error}") from error
 
     def close(self) -> None:
         self._connection.close()
 
-    def _place(self) -> str:
+    def place(self) -> str:
         return f"{self._connection.place}{self._connection.url.path}/{self.name}"
 
     def _known(self) -> dict[str, Any]:
@@ -215,12 +219,12 @@ class _Client:
         answer = self._connection.ask(path, most=16 * v2.MOST_JSON)
         if answer.status != 200:
             raise BackendError(
-                f"{self._place()}: the server answered {answer.status} to {path}, {what}{_reason(answer)}"
+                f"{self.place()}: the server answered {answer.status} to {path}, {what}{_reason(answer)}"
             )
         try:
             return v2.json_object(answer.body)
         except v2.BadAnswerError as error:
-            raise BackendError(f"{self._place()}: the answer to {path} makes no sense: {error}") from error
+            raise BackendError(f"{self.place()}: the answer to {path} makes no sense: {error}") from error
 
     def _check_metadata(self, metadata: dict[str, Any], manifest: Manifest) -> None:
         if metadata.get("name") != self.name:
