@@ -1,6 +1,6 @@
 """What INT8 costs and gains, checkpoint by checkpoint: one table each.
 
-    python benchmarks/int8.py --weights denoise --calibration CLEAN --images TEST [--sigma 15 25 50] [--crops 24]
+    python benchmarks/int8.py --weights denoise --calibration CLEAN --data TEST [--sigma 15 25 50] [--crops 24]
 
 FP32, FP16, naive INT8 (ONNX Runtime's quantizer with the settings that TensorRT accepts: every convolution,
 min-max, twenty-four tiles) and what the export makes, on crops of TEST that none of them has seen: PSNR against
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="denoise")
     parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--images", type=Path)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--sigma", type=float, nargs="+", default=[15, 25, 50])
     parser.add_argument("--crops", type=int, default=24)
     parser.add_argument("--tile", type=int, default=256)
@@ -63,8 +63,8 @@ def main() -> None:
     checkpoint = load_checkpoint(options.weights)
     if options.ablation:
         ablation(checkpoint, options.calibration, options.threads)
-    elif options.images is None:
-        parser.error("--images is needed, but for --ablation")
+    elif options.data is None:
+        parser.error("--data is needed, but for --ablation")
     else:
         table(checkpoint, options)
 
@@ -113,7 +113,7 @@ def measure(
 ) -> dict[str, NDArray[np.float64]]:
     """PSNR of the middle of every picture, one tile each, by session."""
     found: dict[str, list[float]] = {name: [] for name in sessions}
-    for sample_ in open_samples(options.images, task, sigma=sigma, limit=options.crops):
+    for sample_ in open_samples(options.data, task, sigma=sigma, limit=options.crops):
         top, left = ((side - options.tile) // 2 for side in sample_.truth.shape[:2])
         if min(top, left) < 0:
             raise SystemExit(f"{sample_.name} is smaller than a tile")

@@ -26,7 +26,7 @@ COMMANDS = {
     "parity": ("echoir.export.commands", "Measure an artifact against PyTorch."),
     "golden": ("echoir.export.engine_commands", "The tiles that prove an artifact, for other tools."),
     "bench": ("echoir.runtime.commands", "Measure latency, throughput and memory."),
-    "inspect": ("echoir.runtime.commands", "Show an artifact's manifest."),
+    "inspect": ("echoir.runtime.describe", "Show what an artifact is."),
     "triton": ("echoir.runtime.serving.command", "Write a model repository for Triton Inference Server."),
     "train": ("echoir.commands", "Train a network."),
     "pack": ("echoir.commands", "Training pictures as one file that travels."),
@@ -98,4 +98,5 @@ def main() -> None:
 def export_main() -> None:
     """Entry point of ``echoir-export``: ``echoir export`` under its own name."""
     guard_streams()
-    run(cli, ["export", *sys.argv[1:]], name="echoir")
+    arguments = sys.argv[1:]
+    run(cli, arguments if arguments == ["--version"] else ["export", *arguments], name="echoir")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from echoir.runtime.commands import ThreadsType
+from echoir.runtime import options
+from echoir.runtime.commands import ThreadsType, device_option
+
+if TYPE_CHECKING:
+    from echoir.runtime.contract import Device
 
 
 def _let_waiting_threads_sleep() -> None:
@@ -53,11 +58,11 @@ def _let_waiting_threads_sleep() -> None:
 @click.option("--autocast/--no-autocast", default=None, help="bfloat16 where PyTorch deems it safe.")
 @click.option("--compile/--no-compile", "compile_", default=None, help="Use torch.compile.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
-@click.option("--threads", type=ThreadsType(), help="CPU threads. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help=options.THREADS)
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train for so long; the schedule follows.")
 @click.option("-o", "--output", metavar="DIR", help="The run's folder. [default: runs/TASK-PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the folder's last state.")
-@click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
+@options.progress
 def train(
     data: tuple[str, ...],
     validation: tuple[str, ...],
@@ -69,6 +74,7 @@ def train(
     output: str | None,
     resume: bool,
     log_json: bool,
+    quiet: bool,
     **overrides: Any,
 ) -> None:
     """Train a network on folders of clean pictures, or of pairs.
@@ -122,7 +128,7 @@ def train(
     timed = resolved.minutes is not None
     total, unit = (round(60 * (resolved.minutes or 0)), "seconds") if timed else (resolved.steps, "steps")
     done = round(trainer.seconds) if timed else trainer.step
-    with Progress("train", total, unit, done=done, log_json=log_json, quiet=not first) as progress:
+    with Progress("train", total, unit, done=done, log_json=log_json, quiet=quiet or not first) as progress:
         for line in said if first else ():
             progress.note(line)
 
@@ -165,8 +171,9 @@ def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool)
 
 
 @click.command()
-@click.argument("model", metavar="MODEL")
-@click.option("--data", required=True, metavar="DIR", help="Clean pictures, or pairs, as for train.")
+@options.artifact
+@options.pictures("Clean pictures, or pairs, as for train.", required=True)
+@device_option
 @click.option(
     "--form",
     "forms",
@@ -185,12 +192,14 @@ def pack(folders: tuple[str, ...], output: str, quality: int, lossy_pairs: bool)
 )
 @click.option("--network", metavar="MODULE:ATTRIBUTE", help="What builds the network of MODEL, if it is one's own.")
 @click.option("--lpips", is_flag=True, help="Measure LPIPS, too; its package must be installed.")
-@click.option("--threads", type=ThreadsType(), help="CPU threads. [default: all cores]")
-@click.option("--csv", "csv_path", metavar="FILE", help="Write the figures of every picture here.")
-@click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
+@click.option("--threads", type=ThreadsType(), help=options.THREADS)
+@options.figures
+@click.option("--csv", "csv_path", metavar="FILE", help="Write the figures of every picture there, as a table.")
+@options.progress
 def evaluate(
     model: str,
     data: str,
+    device: Device,
     forms: tuple[str, ...],
     sigma: tuple[float, ...],
     seed: int,
@@ -199,12 +208,14 @@ def evaluate(
     network: str | None,
     lpips: bool,
     threads: int | None,
+    json_file: str | None,
     csv_path: str | None,
     log_json: bool,
+    quiet: bool,
 ) -> None:
     """PSNR and SSIM of a checkpoint or an artifact, beside those of the degraded input.
 
-    MODEL is a shipped checkpoint's name, a .safetensors file (run by PyTorch on whole images), or
+    ARTIFACT is a shipped checkpoint's name, a .safetensors file (run by PyTorch on whole images), or
     an artifact (run as deployed, in tiles). Figures are means over pictures of 8-bit images: on
     RGB, for deraining on the Y channel. Noise on clean pictures comes in the forms in which
     pictures come: files of 8 bits, gray, JPEG of quality 95, frames of video.
@@ -221,7 +232,7 @@ def evaluate(
         from echoir.checkpoint import SHIPPED, load_checkpoint, load_own
         from echoir.data import to_float
         from echoir.degradations import TASKS, find_task
-        from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv
+        from echoir.evaluate import Restore, Score, mean, restore_whole, to_csv, to_json
         from echoir.evaluate import evaluate as score
         from echoir.forms import forms_named
         from echoir.metrics import to_8bit
@@ -241,13 +252,14 @@ def evaluate(
         checkpoint = load_checkpoint(model)
         trained, restore = checkpoint.task, partial(restore_whole, checkpoint.network)
     else:
-        restorer = Restorer.open(model, threads=threads)
+        restorer = Restorer.open(model, threads=threads, device=device)
         trained, restore = restorer.manifest.task, restorer
         if restorer.manifest.input.dtype == "uint8":  # a camera's model sees what a camera gives: clipped codes
             restore = lambda image: to_float(restorer(to_8bit(image)))  # noqa: E731 - one branch of three
     undone = find_task(task) if task else TASKS.get(trained, trained)
     scores: list[Score] = []
-    click.echo(
+    say: Callable[..., None] = click.echo if json_file != "-" else (lambda _: None)
+    say(
         f"{'':>20} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7} {'worst PSNR':>11}"
         + f" {'input LPIPS':>12} {'LPIPS':>7}" * lpips
     )
@@ -257,7 +269,7 @@ def evaluate(
     for form, level in asked:
         said: list[str] = []
         samples = open_samples(Path(data), undone, form=form, sigma=level, seed=seed, limit=limit, say=said.append)
-        with Progress("evaluate", len(samples), "pictures", log_json=log_json) as progress:
+        with Progress("evaluate", len(samples), "pictures", log_json=log_json, quiet=quiet) as progress:
             for line in () if scores else said:  # once, not for every level
                 progress.note(line)
             these = []
@@ -265,12 +277,13 @@ def evaluate(
                 these.append(one)
                 progress.advance(picture=one.picture)
         average = mean(these)
-        click.echo(
+        say(
             f"{samples.label:>20} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
             f" {average.input_ssim:>11.4f} {average.ssim:>7.4f} {min(one.psnr for one in these):>11.2f}"
             + (f" {average.input_lpips:>12.4f} {average.lpips:>7.4f}" if lpips else "")
         )
         scores += [replace(one, picture=f"{samples.label}/{one.picture}") for one in (*these, average)]
+    options.write_figures(json_file, to_json(scores))
     if csv_path:
         with atomic_write(csv_path) as temporary:
             temporary.write_text(to_csv(scores), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 
@@ -76,6 +77,15 @@ def to_csv(scores: list[Score]) -> str:
     writer.writeheader()
     writer.writerows(asdict(score) for score in scores)
     return text.getvalue()
+
+
+def to_json(scores: list[Score]) -> list[dict[str, str | float | None]]:
+    """The same as JSON values; null where nothing differs, or for what was not measured."""
+    return [{name: _finite(value) for name, value in asdict(score).items()} for score in scores]
+
+
+def _finite(value: str | float | None) -> str | float | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figures(scores: list[Score]) -> list[str]:

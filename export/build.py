@@ -157,6 +157,7 @@ def build_beside(
     options: EngineOptions | None = None,
     min_psnr: float | None = None,
     log_json: bool = False,
+    quiet: bool = False,
 ) -> Built:
     """Build engines of an ONNX artifact into a folder, proven by its golden tiles where they can be run.
 
@@ -180,8 +181,11 @@ def build_beside(
     golden = None if record is None else source.model_path.with_name(record.file)
     tiles = read_golden(source) if golden is not None and golden.is_file() else []
     reports: dict[str, GoldenReport] = {}
-    with staged_into(folder) as stage, Progress("build", len(wanted), "engines", log_json=log_json) as progress:
-        progress.note(f"building from {source.model_path.name}: seconds for TensorRT-RTX, minutes for TensorRT")
+    with (
+        staged_into(folder) as stage,
+        Progress("build", len(wanted), "engines", log_json=log_json, quiet=quiet) as progress,
+    ):
+        progress.begin(f"building from {source.model_path.name}: seconds for TensorRT-RTX, minutes for TensorRT")
         if golden is not None and not tiles:
             progress.note(f"{golden.name} is not beside {source.model_path.name}: an engine cannot be proven here")
         built, left_out = build_all(

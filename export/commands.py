@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from echoir.export.engine_commands import READABLE, WRITABLE, capabilities_option, engine_options, take_engine
-from echoir.runtime.commands import ThreadsType, model_option
+from echoir.runtime import options
+from echoir.runtime.commands import ThreadsType, device_option
 from echoir.runtime.output import displayable
 
 if TYPE_CHECKING:
     from echoir.export.proof.golden import GoldenReport
     from echoir.export.proof.results import ParityReport
     from echoir.runtime.artifact import Artifact
+    from echoir.runtime.contract import Session
     from echoir.runtime.serving.session import Served
 
 
@@ -64,12 +66,7 @@ class BatchType(click.ParamType):  # type: ignore[type-arg]
 
 
 _MEASURE = [
-    click.option(
-        "--images",
-        type=READABLE,
-        metavar="DIR",
-        help="Clean pictures, or a folder with input/ and target/. [default: the shipped pictures]",
-    ),
+    options.pictures("Clean pictures, or pairs, as for train. [default: the shipped pictures]", type=READABLE),
     click.option(
         "--form",
         "forms",
@@ -100,8 +97,8 @@ _MEASURE = [
         help="Gate: change against ground truth, either way; int8 chooses its layers within it. "
         "[default: fp16 0.02, int8 0.1]",
     ),
-    click.option("--threads", type=ThreadsType(), help="Threads of engine and PyTorch. [default: all cores]"),
-    click.option("--log-json", is_flag=True, help="Report progress as JSON lines."),
+    click.option("--threads", type=ThreadsType(), help=options.THREADS),
+    options.progress,
 ]
 
 
@@ -124,7 +121,7 @@ def measure_options(command: Any) -> Any:
     "--calibration",
     type=READABLE,
     metavar="DIR",
-    help="int8: a few dozen pictures like those to restore, other ones than --images; clean, or input/ and target/.",
+    help="int8: a few dozen pictures like those to restore, other ones than --data; clean, or input/ and target/.",
 )
 @click.option(
     "--remainder",
@@ -175,9 +172,9 @@ def measure_options(command: Any) -> Any:
 @capabilities_option
 @engine_options
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="[default: ./echoir-WEIGHTS-PRECISION]")
-@click.option("--force", is_flag=True, help="Replace an earlier export in DIR.")
+@options.force("Replace an earlier export in DIR.")
 @measure_options
-def export(**options: Any) -> None:
+def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
     """Make a deployable artifact from a checkpoint, with its proof.
 
     Writes a folder with the model, its manifest, parity.json and report.html. It appears whole, or
@@ -191,10 +188,8 @@ def export(**options: Any) -> None:
         from echoir.export.proof.summary import lines
         from echoir.forms import forms_named
 
-    options["forms"] = forms_named(options["forms"])
-    gate = {name: options.pop(name) for name in ("min_psnr", "max_drop")}
-    log_json, force = options.pop("log_json"), options.pop("force")
-    request = Request(engine=take_engine(options), **options, **gate)
+    settings["forms"] = forms_named(settings["forms"])
+    request = Request(images=settings.pop("data"), engine=take_engine(settings), **settings)
     folder = request.folder
     if (request.precision == "int8") != (request.calibration is not None):
         raise click.UsageError(
@@ -209,13 +204,14 @@ def export(**options: Any) -> None:
             raise click.UsageError(f"{folder} holds something else than an export; name another folder with -o")
         if not force:
             raise click.UsageError(f"{folder} holds an earlier export; replace it with --force, or give another -o")
-    result = export_artifact(request, log_json=log_json)
+    result = export_artifact(request, log_json=log_json, quiet=quiet)
     click.echo("\n".join(map(displayable, [*lines(result.report), "", *result.lines()])))
 
 
 @click.command()
-@model_option
-@click.option("--reference", metavar="NAME|FILE", help="The checkpoint it came from. [default: the manifest's]")
+@options.artifact
+@options.weights("The checkpoint it came from. [default: the manifest's]", "reference")
+@device_option
 @click.option(
     "--golden",
     is_flag=True,
@@ -223,9 +219,10 @@ def export(**options: Any) -> None:
 )
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="Write parity.json and report.html there.")
+@options.figures
 @measure_options
 def parity(
-    model: str, reference: str | None, golden: bool, output: Path | None, log_json: bool, **options: Any
+    model: str, reference: str | None, golden: bool, output: Path | None, json_file: str | None, **settings: Any
 ) -> None:
     """Measure an artifact against PyTorch.
 
@@ -238,16 +235,16 @@ def parity(
     from echoir.runtime.errors import GateError, ImageError
     from echoir.runtime.sessions import open_model
 
-    asked = [name for name in ("images", "forms", "sigmas", "limit", "max_drop", "overlap") if options[name]]
+    asked = [name for name in ("data", "forms", "sigmas", "limit", "max_drop", "overlap") if settings[name]]
     if golden and (asked or reference):
         raise click.UsageError("golden tiles are what they are: --golden goes with --min-psnr, --threads and -o alone")
     opened = open_model(model)
     kept = opened.manifest.golden is not None and find_spec("torch") is None and not asked and not reference
     report: GoldenReport | ParityReport
     if golden or kept:
-        report, shown = _by_golden_tiles(opened, log_json, options)
+        report, shown = _by_golden_tiles(opened, settings)
     else:
-        report, shown = _by_pytorch(opened, reference, log_json, options)
+        report, shown = _by_pytorch(opened, reference, settings)
     if output is not None:
         from echoir.export.proof.report import write_report
 
@@ -256,43 +253,42 @@ def parity(
         except OSError as error:
             raise ImageError(f"cannot write {output}: {error.strerror}") from error
         write_report(report, output)
-    click.echo("\n".join(map(displayable, shown)))
+    if not options.write_figures(json_file, report.to_json()):
+        click.echo("\n".join(map(displayable, shown)))
     if not report.passed:
         raise GateError(f"{opened.manifest.name}: {'; '.join(report.failures)}")
 
 
-def _by_golden_tiles(
-    opened: Artifact | Served, log_json: bool, options: dict[str, Any]
-) -> tuple[GoldenReport, list[str]]:
+def _by_golden_tiles(opened: Artifact | Served, settings: dict[str, Any]) -> tuple[GoldenReport, list[str]]:
     from echoir.export.proof.golden import measure_golden, read_golden
     from echoir.export.proof.summary import golden_lines
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.progress import Progress
-    from echoir.runtime.sessions import open_session
 
     if not isinstance(opened, Artifact):
-        raise click.UsageError("golden tiles lie beside an artifact, and this is a server: give it --reference")
+        raise click.UsageError(
+            "golden tiles lie beside an artifact, and this is a server: name its checkpoint with --weights"
+        )
     tiles = read_golden(opened)
     with (
-        open_session(opened, threads=options["threads"]) as session,
-        Progress("parity", len(tiles), "tiles", log_json=log_json) as progress,
+        _session(opened, settings) as session,
+        Progress("parity", len(tiles), "tiles", log_json=settings["log_json"], quiet=settings["quiet"]) as progress,
     ):
         report = measure_golden(
             opened.manifest,
             session,
             tiles,
-            min_psnr=options["min_psnr"],
+            min_psnr=settings["min_psnr"],
             on_tile=lambda name: progress.advance(last=name),
         )
     return report, golden_lines(report)
 
 
 def _by_pytorch(
-    opened: Artifact | Served, reference: str | None, log_json: bool, options: dict[str, Any]
+    opened: Artifact | Served, reference: str | None, settings: dict[str, Any]
 ) -> tuple[ParityReport, list[str]]:
     from echoir.runtime.errors import needs_extra
     from echoir.runtime.progress import Progress
-    from echoir.runtime.sessions import open_session
 
     with needs_extra("export"):
         from echoir.export.proof.parity import measure_parity
@@ -306,16 +302,18 @@ def _by_pytorch(
     source = open_source(reference or manifest.checkpoint.name)
     said: list[str] = []
     samples = proof_samples(
-        options["images"],
+        settings["data"],
         manifest.task,
-        forms=forms_named(options["forms"]),
-        sigmas=options["sigmas"],
-        limit=options["limit"],
+        forms=forms_named(settings["forms"]),
+        sigmas=settings["sigmas"],
+        limit=settings["limit"],
         say=said.append,
     )
     with (
-        open_session(opened, threads=options["threads"]) as session,
-        Progress("parity", len(samples), "pictures", log_json=log_json) as progress,
+        _session(opened, settings) as session,
+        Progress(
+            "parity", len(samples), "pictures", log_json=settings["log_json"], quiet=settings["quiet"]
+        ) as progress,
     ):
         for line in said:
             progress.note(line)
@@ -324,9 +322,19 @@ def _by_pytorch(
             session,
             source,
             samples,
-            gate=default_gate(manifest, options["min_psnr"], options["max_drop"]),
-            overlap=options["overlap"],
-            threads=options["threads"],
+            gate=default_gate(manifest, settings["min_psnr"], settings["max_drop"]),
+            overlap=settings["overlap"],
+            threads=settings["threads"],
             on_image=lambda name: progress.advance(last=name),
         )
     return report, lines(report)
+
+
+def _session(opened: Artifact | Served, settings: dict[str, Any]) -> Session:
+    from echoir.runtime.sessions import open_session
+
+    def say(line: str) -> None:
+        if not settings["quiet"]:
+            click.echo(displayable(line), err=True)
+
+    return open_session(opened, threads=settings["threads"], device=settings["device"], say=say)

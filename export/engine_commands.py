@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from echoir.runtime import options
+
 if TYPE_CHECKING:
     from echoir.export.engine import EngineOptions
 
@@ -49,12 +51,12 @@ def engine_options(command: Any) -> Any:
     return command
 
 
-def take_engine(options: dict[str, Any]) -> EngineOptions:
+def take_engine(given: dict[str, Any]) -> EngineOptions:
     """Take what :func:`engine_options` gave out of a command's options."""
     from echoir.export.engine import EngineOptions
 
     names = ("plugin", "optimization_level", "workspace", "version_compatible", "hardware_compatible")
-    return EngineOptions(**{name: options.pop(name) for name in names})
+    return EngineOptions(**{name: given.pop(name) for name in names})
 
 
 def capabilities_option(command: Any) -> Any:
@@ -69,7 +71,7 @@ def capabilities_option(command: Any) -> Any:
 
 
 @click.command()
-@click.argument("artifact")
+@options.artifact
 @click.option(
     "--target",
     "targets",
@@ -82,23 +84,24 @@ def capabilities_option(command: Any) -> Any:
 @capabilities_option
 @engine_options
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", help="[default: where the artifact lies]")
-@click.option("--force", is_flag=True, help="Replace engines that are there.")
+@options.force("Replace engines that are there.")
 @click.option(
     "--min-psnr",
     type=float,
     metavar="DB",
     help="Gate: engine against PyTorch, every golden tile. [default: as for parity]",
 )
-@click.option("--log-json", is_flag=True, help="Report progress as JSON lines.")
+@options.progress
 def build(
-    artifact: str,
+    model: str,
     targets: tuple[Any, ...],
     compute_capabilities: tuple[str, ...],
     output: Path | None,
     force: bool,
     min_psnr: float | None,
     log_json: bool,
-    **options: Any,
+    quiet: bool,
+    **settings: Any,
 ) -> None:
     """Build engines from an exported ONNX, without PyTorch.
 
@@ -111,7 +114,7 @@ def build(
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.output import displayable
 
-    source = Artifact.open(artifact)
+    source = Artifact.open(model)
     folder = output or source.model_path.parent
     wanted = engines(targets)
     names = [f"{source.manifest.name}-{target}.engine" for target in wanted]
@@ -122,9 +125,10 @@ def build(
         folder,
         wanted,
         compute_capabilities=compute_capabilities,
-        options=take_engine(options),
+        options=take_engine(settings),
         min_psnr=min_psnr,
         log_json=log_json,
+        quiet=quiet,
     )
     lines = [f"left out {target}: {why}" for target, why in built.left_out]
     for engine in built.artifacts:
@@ -143,7 +147,7 @@ def build(
 
 
 @click.command()
-@click.argument("artifact")
+@options.artifact
 @click.option("-o", "--output", type=WRITABLE, metavar="DIR", required=True, help="Where to write; made if need be.")
 @click.option(
     "--format",
@@ -153,7 +157,7 @@ def build(
     show_default=True,
     help="inputs.npz and outputs.npz; JSON for polygraphy run; or raw files, one for each tile.",
 )
-def golden(artifact: str, output: Path, format_: str) -> None:
+def golden(model: str, output: Path, format_: str) -> None:
     """The tiles that prove an artifact, for other tools.
 
     Inputs and PyTorch's outputs as the model itself takes and gives them, layout and type included.
@@ -163,7 +167,7 @@ def golden(artifact: str, output: Path, format_: str) -> None:
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.output import displayable
 
-    opened = Artifact.open(artifact)
+    opened = Artifact.open(model)
     manifest, tiles = opened.manifest, read_golden(opened)
     written = WRITERS[format_](manifest, [engine_tensors(manifest, tile) for tile in tiles], output)
     lines = [f"{index}: {tile.name}" for index, tile in enumerate(tiles)]

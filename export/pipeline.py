@@ -177,10 +177,12 @@ class Export:
         if golden is not None:
             text.append(f"  {golden.file}  {golden.bytes / 1e6:.2f} MB: {golden.tiles} tiles for proof without PyTorch")
         text.append(f"  parity.json, report.html{sensitivity}")
-        return [*text, *(f"left out {target}: {why}" for target, why in self.left_out), *self.notes]
+        return [*self.notes, *(f"left out {target}: {why}" for target, why in self.left_out), *text]
 
 
-def export_artifact(request: Request, source: Source | None = None, *, log_json: bool = False) -> Export:
+def export_artifact(
+    request: Request, source: Source | None = None, *, log_json: bool = False, quiet: bool = False
+) -> Export:
     """Make a folder with the ONNX, the engines asked for, their manifests, ``parity.json`` and ``report.html``.
 
     The folder appears whole or not at all; an earlier one of that name is replaced. Progress goes
@@ -213,12 +215,15 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
     require_builders(wanted)
     int8, memory = None, request.folder.absolute().with_name(f".{request.folder.name}.search.json")
     if request.precision == "int8":
-        int8 = _prepare(request, source, samples, memory, log_json)
+        int8 = _prepare(request, source, samples, memory, log_json, quiet)
     steps = 1 + len(samples) + len(wanted)
-    with staged(request.folder) as stage, Progress("export", steps, "steps", log_json=log_json) as progress:
+    with (
+        staged(request.folder) as stage,
+        Progress("export", steps, "steps", log_json=log_json, quiet=quiet) as progress,
+    ):
         for line in said:
             progress.note(line)
-        progress.note(f"making {request.name}.onnx from {request.weights}: half a minute or more")
+        progress.begin(f"making {request.name}.onnx from {request.weights}: half a minute or more")
         artifact = _make_onnx(request, source, stage, int8)
         artifact = _keep_golden(request, source, artifact, samples)
         progress.advance(last=artifact.model_path.name)
@@ -251,7 +256,7 @@ def export_artifact(request: Request, source: Source | None = None, *, log_json:
     return Export(request.folder, moved, report, tuple(left_out), tuple(notes))
 
 
-def _prepare(request: Request, source: Source, samples: Several, memory: Path, log_json: bool) -> Int8:
+def _prepare(request: Request, source: Source, samples: Several, memory: Path, log_json: bool, quiet: bool) -> Int8:
     """Calibrate and choose layers, on other pictures than the gate's."""
     if request.calibration is None:
         raise ImageError("int8 needs pictures to calibrate on: give --calibration DIR")
@@ -275,6 +280,7 @@ def _prepare(request: Request, source: Source, samples: Several, memory: Path, l
         memory=memory,
         threads=request.threads,
         log_json=log_json,
+        quiet=quiet,
     )
 
 

@@ -122,6 +122,7 @@ def prepare(
     memory: Path | None = None,
     threads: int | None = None,
     log_json: bool = False,
+    quiet: bool = False,
 ) -> Int8:
     """Calibrate a network on a folder of pictures and choose what goes to INT8.
 
@@ -146,14 +147,14 @@ def prepare(
     sources = [(picture.clean, picture.degraded) for picture in pictures]
     tiles = sample(sources, task, practice(task), read_float, side=side)
     model = source.graph(tile=(side, side), batch=1, io="float")
-    with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json) as progress:
+    with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json, quiet=quiet) as progress:
         for line in said:
             progress.note(line)
         calibrated = calibrate(
             model, tiles, structure=lowering.int8, threads=threads, on_step=lambda _: progress.advance()
         )
     count = len(groups(calibrated.graph))
-    with Progress("sensitivity", count, "groups", log_json=log_json) as progress:
+    with Progress("sensitivity", count, "groups", log_json=log_json, quiet=quiet) as progress:
         choice = choose(
             calibrated,
             tiles,

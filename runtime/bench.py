@@ -320,6 +320,9 @@ def as_text(result: dict[str, Any], operators: int = 8) -> str:
             f"{batch['p50']:>8.1f} ms{batch['p99']:>8.1f} ms{each['p50']:>11.1f} ms{each['p99']:>8.1f} ms"
             f"{own['megapixels_per_s']:>9.3f}{own['effective_megapixels_per_s']:>11.3f}"
         )
+    lines.append(
+        "MP/s: megapixels of tiles a second; effective: of the picture, where neighbouring tiles share their overlap"
+    )
     for name, quotient in result["ratios"].items():
         lines.append(
             f"{name} takes {quotient['median']:.2f} times as long per pixel (median of {quotient['pairs']} turns; "

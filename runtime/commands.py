@@ -1,4 +1,4 @@
-"""The commands of the device side: ``restore``, ``bench`` and ``inspect``."""
+"""The commands of the device side: ``restore`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from echoir.runtime import options
+
 if TYPE_CHECKING:
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.bench import Subject
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from echoir.runtime.restorer import Restorer
     from echoir.runtime.serving.session import Served
 
-LONG = 8  # entries
 DEVICES = ("auto", "cpu", "cuda", "openvino", "openvino-bf16")
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
 
@@ -58,8 +59,28 @@ class FarmType(click.ParamType):  # type: ignore[type-arg]
 
 def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``-m``, alike in the commands here."""
-    help = "A model file, its .json, a folder with one artifact, or http://HOST:PORT/MODEL."
+    help = f"{options.ARTIFACT} Or a shipped checkpoint, such as denoise, of which an export is made and kept."
     return click.option("-m", "--model", metavar="ARTIFACT", required=True, help=help)(function)
+
+
+def artifact_of(model: str, say: Callable[[str], None]) -> str:
+    """What ``-m`` names; for a shipped checkpoint's name, an export of it in the cache, which is told.
+
+    Raises:
+        MissingExtraError: it must be made, and what makes it is not installed.
+    """
+    from importlib.resources import files
+    from pathlib import Path
+
+    from echoir.runtime.errors import needs_extra
+
+    if not model.replace("-", "").isalnum() or Path(model).exists():
+        return model
+    if not files("echoir").joinpath("weights", f"{model}.safetensors").is_file():
+        return model
+    with needs_extra("export"):
+        from echoir.export.cached import cached_artifact
+    return str(cached_artifact(model, say))
 
 
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +104,7 @@ def open_restorer(
         if not quiet:
             click.echo(displayable(line), err=True)
 
-    opened = open_model(model)
+    opened = open_model(artifact_of(model, say))
     session = open_session(opened, threads=threads, device=device, say=say)
     return Restorer(session, opened.manifest, overlap=overlap, batch=batch)
 
@@ -95,11 +116,7 @@ def open_restorer(
 @device_option
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
-@click.option(
-    "--threads",
-    type=ThreadsType(),
-    help="Threads of the session. [default: one per physical core, and at most one per core]",
-)
+@click.option("--threads", type=ThreadsType(), help=options.THREADS)
 @click.option(
     "--exists",
     type=click.Choice(["skip", "overwrite", "error"]),
@@ -107,6 +124,7 @@ def open_restorer(
     show_default=True,
     help="What to do about an output that is already there.",
 )
+@options.force("Replace outputs that are there: as good as --exists overwrite.")
 @click.option(
     "--suffix", default="", metavar="TEXT", help="Put between an output's name and its extension, e.g. _clean."
 )
@@ -141,6 +159,7 @@ def restore(
     batch: int | None,
     threads: int | None,
     exists: Exists,
+    force: bool,
     suffix: str,
     format_: str | None,
     orientation: str,
@@ -170,6 +189,7 @@ def restore(
 
     if on is None and any(option is not None for option in (workers, gpus, attempts)):
         raise click.UsageError("--workers, --gpus and --attempts go with --on ray")
+    exists = "overwrite" if force else exists
     try:
         naming = Naming(suffix, EXTENSIONS[format_] if format_ else None)
         notes: list[str] = []
@@ -215,12 +235,12 @@ def _summary(report: Report, log_json: bool, quiet: bool) -> Iterator[None]:
 
 
 @click.command()
-@model_option
+@options.artifact
 @device_option
 @click.option("--iterations", type=click.IntRange(min=2), default=50, show_default=True, help="Timed runs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Runs before them.")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
-@click.option("--threads", type=ThreadsType(), help="Threads, for all that is compared. [default: all cores]")
+@click.option("--threads", type=ThreadsType(), help=options.THREADS)
 @click.option(
     "--against",
     multiple=True,
@@ -228,10 +248,8 @@ def _summary(report: Report, log_json: bool, quiet: bool) -> Iterator[None]:
     help="Run another in turn with this one, and print ratios: the same artifact on another device, or on all that are "
     "here; PyTorch; another artifact. May be repeated.",
 )
-@click.option(
-    "--reference", metavar="CHECKPOINT", help="Weights for --against pytorch. [default: what the artifact names]"
-)
-@click.option("--json", "json_file", metavar="FILE", help="Write all figures there; - is standard output, alone.")
+@options.weights("The checkpoint for --against pytorch. [default: what the artifact names]", "reference")
+@options.figures
 @click.option("--profile/--no-profile", default=True, show_default=True, help="Measure the share of each operator.")
 def bench(
     model: str,
@@ -250,22 +268,20 @@ def bench(
     Tiles are noise, which costs what images cost. The peak memory is that of the process with this
     artifact alone, before anything it is compared with is loaded.
     """
-    import json
     from functools import partial
 
     from echoir.runtime import bench as measure
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.choice import agreement, psnr_text
     from echoir.runtime.errors import BackendError
-    from echoir.runtime.files import atomic_write
-    from echoir.runtime.machine import describe_machine, usable_cores
+    from echoir.runtime.machine import describe_machine, physical_cores
     from echoir.runtime.output import displayable, displayable_lines
     from echoir.runtime.sessions import open_model, open_session
 
     if reference and "pytorch" not in against:
-        raise click.UsageError("--reference goes with --against pytorch")
-    threads = threads or usable_cores()
-    opened = open_model(model)
+        raise click.UsageError("--weights goes with --against pytorch")
+    threads = threads or physical_cores()
+    opened = open_model(artifact_of(model, partial(click.echo, err=True)))
     before = measure.peak_memory()
     with ExitStack() as stack:
         say = partial(click.echo, err=True)
@@ -294,16 +310,11 @@ def bench(
         opened.manifest, latencies, threads=threads, memory=(before, peak), machine=machine, profile=shares
     )
     result["psnr"] = agreements
-    text = json.dumps(result, indent=2) + "\n"
-    if json_file == "-":
-        click.echo(text, nl=False)
+    if options.write_figures(json_file, result):
         return
     click.echo(displayable_lines(measure.as_text(result)))
     for name, psnr in agreements.items():
         click.echo(f"{name} against {device}, the worst of the shipped pictures: {psnr_text(psnr)}")
-    if json_file:
-        with atomic_write(json_file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
 
 
 def _named(against: tuple[str, ...], model: Artifact | Served, device: Device) -> list[str]:
@@ -361,42 +372,3 @@ def _opponent(
         own.tile,
         own.overlap,
     )
-
-
-@click.command()
-@click.argument("artifact")
-@click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
-def inspect(artifact: str, as_json: bool) -> None:
-    """Show an artifact's manifest and what its tiles cost, after checking that the model is the file it describes.
-
-    ARTIFACT is a model file, its .json, a folder with one artifact, or http://HOST:PORT/MODEL.
-    """
-    import json
-
-    from echoir.runtime.fit import wastes
-    from echoir.runtime.output import displayable
-    from echoir.runtime.sessions import open_model
-
-    manifest = open_model(artifact).manifest
-    text = manifest.to_json()
-    if as_json:
-        click.echo(text, nl=False)
-        return
-    rows = [row for name, value in json.loads(text).items() for row in _rows(name, value)]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(displayable(f"{name:<{width}}  {value}"))
-    click.echo("\n" + "\n".join(wastes(manifest)))
-
-
-def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Dotted names and values; long lists by their length, for reading."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _rows(f"{name}.{key}", inner)
-    elif isinstance(value, list) and len(value) > LONG:
-        yield name, f"{len(value)} entries (--json shows them)"
-    elif isinstance(value, list):
-        yield name, ", ".join(map(str, value)) or "none"
-    else:
-        yield name, "none" if value is None or value == {} else str(value)

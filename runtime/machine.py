@@ -17,6 +17,17 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def physical_cores() -> int:
+    """Physical cores among those that this process may run on: how many threads the libraries take by themselves."""
+    if not hasattr(os, "sched_getaffinity"):
+        return usable_cores()
+    siblings = {
+        _read(Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")) or str(core)
+        for core in os.sched_getaffinity(0)
+    }
+    return max(len(siblings), 1)
+
+
 def all_cores() -> int:
     """Cores of the machine, whether this process may run on them or not: more threads than these help nobody."""
     return max(os.cpu_count() or 1, usable_cores())

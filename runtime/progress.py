@@ -99,6 +99,11 @@ class Progress:
             else:
                 self._write_plain()
 
+    def begin(self, message: str) -> None:
+        """What the first part of the work is, where it takes a while to its first step; nothing when quiet."""
+        if not self._quiet:
+            self.note(message)
+
     def note(self, message: str, **fields: Any) -> None:
         """A line of its own, at once and even when quiet: a warning, or a failure that does not end the work.
 

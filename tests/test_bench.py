@@ -274,7 +274,7 @@ class TestCommand:
         save_checkpoint(weights, network, "denoise", "tiny", {})
         config = json.loads(json.dumps(network.config.to_dict()))
         artifact = make_artifact(tmp_path, network=Descriptor("EchoIR", "denoise", 1, config=config))
-        arguments = ("--against", "pytorch", "--reference", weights, "--iterations", 2, "--warmup", 1, "--threads", 1)
+        arguments = ("--against", "pytorch", "--weights", weights, "--iterations", 2, "--warmup", 1, "--threads", 1)
         result = echoir("bench", "-m", artifact.model_path, *arguments, "--json", tmp_path / "b.json")
         assert result.code == 0
         figures = json.loads((tmp_path / "b.json").read_text())

@@ -140,7 +140,7 @@ def test_without_torch_parity_says_which_proof_it_is(tmp_path: Path) -> None:
 
 def test_pictures_of_ones_own_want_pytorch(tmp_path: Path) -> None:
     with_golden(tmp_path)
-    done = without_torch("parity", "-m", tmp_path, "--images", tmp_path)
+    done = without_torch("parity", "-m", tmp_path, "--data", tmp_path)
     assert (done.returncode, "torch is not installed" in done.stderr) == (6, True)
 
 

@@ -77,7 +77,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
         ("restore", "a.png", "b.png", "-m", "model", "-o", "out.png"),
         ("bench",),
         ("bench", "-m", "model", "--iterations", "0"),
-        ("bench", "-m", "model", "--reference", "denoise"),
+        ("bench", "-m", "model", "--weights", "denoise"),
         ("inspect",),
         ("export", "--precision", "fp7"),
         ("train", "--task", "nonsense"),
@@ -143,8 +143,16 @@ class TestInspect:
         assert Manifest.from_json(result.out) == identity.manifest
         assert result.out == identity.model_path.with_suffix(".json").read_text()
 
-    def test_text_has_every_value_beside_its_dotted_name(self, identity: Artifact) -> None:
+    def test_the_first_look_is_some_ten_lines(self, identity: Artifact) -> None:
         lines = echoir("inspect", identity.model_path.parent).out.splitlines()
+        assert 9 <= len(lines) <= 13
+        shown = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
+        assert identity.manifest.model.sha256 in shown["file"]
+        assert shown["tile"] == "64 x 64, overlap 8, batch any"
+        assert shown["parity"].startswith("not measured")
+
+    def test_in_full_every_value_stands_beside_its_dotted_name(self, identity: Artifact) -> None:
+        lines = echoir("inspect", identity.model_path.parent, "--full").out.splitlines()
         shown = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
         assert shown["model.sha256"] == identity.manifest.model.sha256
         assert shown["tile.width"] == "64"

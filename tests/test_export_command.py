@@ -81,7 +81,7 @@ def arguments(weights: Path, pictures: Path) -> list[object]:
         32,
         "--overlap",
         8,
-        "--images",
+        "--data",
         pictures,
         "--threads",
         1,
@@ -210,7 +210,7 @@ def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Pat
         (("--tile", "0"), "at least a pixel"),
         (("--tile", "large"), "'large' is not a size"),
         (("--batch", "0"), "neither a number of tiles nor 'dynamic'"),
-        (("--images", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("--data", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--overlap", "32", "--tile", "32"), "overlap"),
         (("--fit", "1920"), "is not a size such as 1920x1080"),
         (("--fit", "1920x1080", "--tile", "256"), "drop --tile"),
@@ -363,7 +363,7 @@ def test_a_stage_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 def test_parity_repeats_what_the_export_measured(
     run: Run, exported: Path, weights: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    measure = ["parity", "-m", exported, "--reference", weights, "--images", pictures, "--threads", 1]
+    measure = ["parity", "-m", exported, "--weights", weights, "--data", pictures, "--threads", 1]
     code, output, _ = run(*measure, "-o", tmp_path)
     assert code == 0
     assert "gate passed" in output
@@ -374,7 +374,7 @@ def test_parity_repeats_what_the_export_measured(
 
 def test_parity_ends_with_5_when_the_gate_fails(run: Run, exported: Path, weights: Path, pictures: Path) -> None:
     code, output, error = run(
-        "parity", "-m", exported, "--reference", weights, "--images", pictures, "--threads", 1, "--min-psnr", 200
+        "parity", "-m", exported, "--weights", weights, "--data", pictures, "--threads", 1, "--min-psnr", 200
     )
     assert code == 5
     assert "gate FAILED" in output
@@ -384,7 +384,7 @@ def test_parity_ends_with_5_when_the_gate_fails(run: Run, exported: Path, weight
 def test_parity_refuses_another_checkpoint(run: Run, exported: Path, pictures: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, EchoIR.from_preset("tiny"), "denoise", "tiny", {})
-    code, _, error = run("parity", "-m", exported, "--reference", other, "--images", pictures)
+    code, _, error = run("parity", "-m", exported, "--weights", other, "--data", pictures)
     assert code == 4
     assert "checkpoint.sha256" in error
     assert "toy.safetensors" in error

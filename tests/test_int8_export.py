@@ -69,7 +69,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(weights: Path, pictures: Path) -> Callable[..., Result]:
     def run(*arguments: object) -> Result:
         fixed = ["--weights", weights, "--target", "onnx", "--tile", SIDE, "--overlap", 8, "--threads", 1]
-        return echoir("export", "--precision", "int8", *fixed, "--images", pictures, *arguments)
+        return echoir("export", "--precision", "int8", *fixed, "--data", pictures, *arguments)
 
     return run
 

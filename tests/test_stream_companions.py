@@ -173,7 +173,7 @@ def test_a_file_that_is_there_is_a_file(name: str, folder: Path, identity: Artif
     try:
         Path(name).write_bytes((folder / "av.mp4").read_bytes())
         restored(Path(name), Path("plain.mp4"), identity)
-        restored(Path("plain.mp4"), Path(name), identity, "--overwrite")
+        restored(Path("plain.mp4"), Path(name), identity, "--force")
     finally:
         os.chdir(before)
     assert len(times_of(tmp_path / "plain.mp4")) == len(times_of(tmp_path / name)) == 13

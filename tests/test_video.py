@@ -204,10 +204,10 @@ def test_what_is_there_is_not_replaced_unasked(identity: Artifact, tmp_path: Pat
     source = write_clip(tmp_path / "in.mp4", 3)
     (tmp_path / "out.mp4").write_bytes(b"precious")
     result = echoir("stream", source, tmp_path / "out.mp4", "-m", identity.model_path)
-    assert (result.code, (tmp_path / "out.mp4").read_bytes()) == (3, b"precious")
-    assert "--overwrite" in result.err
-    assert echoir("stream", source, source, "-m", identity.model_path, "--overwrite").code == 3
-    assert echoir("stream", source, tmp_path / "out.mp4", "-m", identity.model_path, "--overwrite").code == 0
+    assert (result.code, (tmp_path / "out.mp4").read_bytes()) == (2, b"precious")
+    assert "--force" in result.err
+    assert echoir("stream", source, source, "-m", identity.model_path, "--force").code == 3
+    assert echoir("stream", source, tmp_path / "out.mp4", "-m", identity.model_path, "--force").code == 0
     assert len(stamps_of(tmp_path / "out.mp4")) == 3
 
 
@@ -332,7 +332,7 @@ def test_a_folder_that_is_in_the_way_is_not_cleared(identity: Artifact, tmp_path
     folder = partial_folder(tmp_path / "out.mp4")
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
-    for more in ([], ["--overwrite"]):
+    for more in ([], ["--force"]):
         result = echoir("stream", source, tmp_path / "out.mp4", "-m", identity.model_path, *more)
         assert (result.code, "holds other files" in result.err) == (3, True)
     assert (folder / "thesis.txt").read_text() == "precious"

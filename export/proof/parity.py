@@ -68,7 +68,7 @@ def measure_parity(
         ImageError: a picture cannot be read or is smaller than 11 pixels.
     """
     if source.record.sha256 != manifest.checkpoint.sha256:
-        hint = f"the artifact was made from {manifest.checkpoint.name}, name that file with --reference"
+        hint = f"the artifact was made from {manifest.checkpoint.name}, name that file with --weights"
         raise ArtifactError("checkpoint.sha256", source.record.sha256, manifest.checkpoint.sha256, hint)
     reference = source.session(io="uint8" if manifest.input.dtype == "uint8" else "float", threads=threads)
     ours, theirs = (Restorer(one, manifest, overlap=overlap) for one in (session, reference))

@@ -15,11 +15,11 @@ from echoir.export.proof.golden import GoldenReport
 from echoir.export.proof.page import db
 from echoir.export.proof.spread import in_codes
 from echoir.export.proof.summary import degradation, signed, stored
+from echoir.runtime.describe import describe
 from echoir.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from echoir.export.proof.results import Exhibit, Gate, ParityReport
-    from echoir.runtime.manifest import Manifest
 
 
 def render(report: ParityReport) -> str:
@@ -37,7 +37,7 @@ def render(report: ParityReport) -> str:
     if report.int8 is not None:
         sections.append(int8_section.section(report.int8))
     sections += [
-        page.facts("Artifact", artifact_facts(report.manifest)),
+        page.facts("Artifact", describe(report.manifest)),
         page.facts("Measurement", measurement_facts(report.conditions)),
     ]
     return page.document(f"Parity of {report.manifest.name}", sections)
@@ -86,7 +86,7 @@ def render_golden(report: GoldenReport) -> str:
             f"<section>\n<h2>Figures</h2>\n{page.table(head, rows)}\n</section>",
         ]
     sections += [
-        page.facts("Artifact", artifact_facts(manifest)),
+        page.facts("Artifact", describe(manifest)),
         page.facts("Measurement", measurement_facts(report.conditions)),
     ]
     return page.document(f"Parity of {manifest.name}", sections)
@@ -263,34 +263,6 @@ def _whole(whole: AgainstWhole) -> list[str]:
     errors = [db(one.psnr) for one in (whole.engine, whole.pytorch, whole.seam, whole.elsewhere)]
     against_truth = [db(whole.whole_psnr), db(whole.tiled_psnr), signed(whole.gain_psnr, 3)]
     return [*errors, f"{100 * whole.seam_share:.0f} %", *against_truth]
-
-
-def artifact_facts(manifest: Manifest) -> Iterable[tuple[str, str]]:
-    """What the manifest says, for people."""
-    network, tile, model = manifest.network, manifest.tile, manifest.model
-    yield "file", f"{model.file}, {model.bytes:,} bytes"
-    yield "SHA-256", model.sha256
-    yield "checkpoint", f"{manifest.checkpoint.name}, SHA-256 {manifest.checkpoint.sha256}"
-    yield "network", f"{network.name}, {network.parameters:,} parameters, for {network.task}"
-    kept = ", ".join(f"{len(nodes)} nodes in {kind}" for kind, nodes in manifest.precision.higher.items())
-    yield "precision", manifest.precision.name + (f", {kept}" if kept else "")
-    if manifest.precision.int8:
-        yield "INT8", f"{len(manifest.precision.int8)} layers"
-    if (calibration := manifest.calibration) is not None:
-        yield (
-            "calibration",
-            (
-                f"{calibration.tiles} tiles, ranges by {calibration.method}, layers chosen on "
-                f"{calibration.sensitivity_tiles} others, SHA-256 {calibration.fingerprint}"
-            ),
-        )
-    batch = "any" if tile.batch is None else str(tile.batch)
-    yield "tile", f"{tile.height} × {tile.width}, overlap {tile.overlap}, batch {batch}"
-    for role, spec in (("input", manifest.input), ("output", manifest.output)):
-        yield role, f"{spec.dtype} {spec.layout} {spec.colour}, {spec.range[0]:g} to {spec.range[1]:g}"
-    if manifest.engine is not None:
-        yield "engine", f"TensorRT {manifest.engine.tensorrt} for {', '.join(manifest.engine.compute_capability)}"
-    yield "exported with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
 def measurement_facts(conditions: dict[str, Any]) -> Iterable[tuple[str, str]]:

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from echoir.export.proof.results import Gate, ParityReport
     from echoir.runtime.manifest import Manifest
 
+WORDS = [
+    "to PyTorch: from engine to PyTorch before clipping; codes: their largest difference in 8-bit codes",
+    "input, PyTorch, engine: against ground truth; change: engine minus PyTorch",
+    "seam band: where tiles overlap and are blended; elsewhere: where a single tile counts",
+    "whole image: PyTorch on it in one piece; a positive gain means that tiles are nearer to ground truth",
+]
 HEAD = ["picture", "to PyTorch", "codes", "input", "PyTorch", "engine", "change", "SSIM"]
 
 
@@ -47,6 +53,7 @@ def lines(report: ParityReport) -> list[str]:
                 f"tiles against the whole image {db(whole.engine.psnr)} dB (seam band {db(whole.seam.psnr)}, "
                 f"elsewhere {db(whole.elsewhere.psnr)}), {signed(whole.gain_psnr, 3)} dB against ground truth"
             )
+        text += ["", *WORDS[: 4 if whole is not None else 2], ""]
     text += [f"rejected {name}: {reason}" for name, reason in report.rejected]
     text.append(f"gate {'passed' if report.passed else 'FAILED'}: {asked(report.gate)}")
     return text + [f"  {reason}" for reason in report.failures]

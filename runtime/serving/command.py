@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from echoir.runtime.commands import model_option
+from echoir.runtime import options
 
 
 @click.command()
-@model_option
+@options.artifact
 @click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="The repository.")
 @click.option("--name", help="The model's name on the server. [default: the artifact's]")
 @click.option(
@@ -26,7 +26,7 @@ from echoir.runtime.commands import model_option
 @click.option(
     "--instances", type=click.IntRange(1, 64), default=1, show_default=True, help="Copies of the model, per GPU."
 )
-@click.option("--force", is_flag=True, help="Replace the model of that name.")
+@options.force("Replace the model of that name.")
 def triton(model: str, output: Path, name: str | None, max_batch: int, queue: int, instances: int, force: bool) -> None:
     """Write a model repository for Triton Inference Server.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from echoir.runtime import options
 from echoir.runtime.commands import ThreadsType, device_option, model_option, open_restorer
 
 if TYPE_CHECKING:
@@ -41,11 +42,7 @@ def _groups(*options: Callable[..., Any]) -> Callable[..., Any]:
 _model_options = _groups(
     click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]"),
     click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]"),
-    click.option(
-        "--threads",
-        type=ThreadsType(),
-        help="Threads of the session, at most all cores. [default: one per physical core]",
-    ),
+    click.option("--threads", type=ThreadsType(), help=options.THREADS),
 )
 _live_options = _groups(
     click.option(
@@ -105,7 +102,7 @@ _sink_options = _groups(
         help="An option of FFmpeg for the source, e.g. rtsp_transport=tcp; may be repeated.",
     ),
     click.option("--video-only", is_flag=True, help="Leave out audio and subtitles."),
-    click.option("--overwrite", is_flag=True, help="Replace SINK, and start anew instead of resuming."),
+    options.force("Replace SINK, and start anew instead of resuming.", "overwrite"),
 )
 
 

@@ -10,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import click
+
 from echoir.runtime.errors import ImageError
 from echoir.runtime.streams.rawvideo import NullSink, PipeSink, PipeSource, open_raw, open_y4m, y4m_header
 from echoir.runtime.streams.videoframes import Sink, Source, StreamInfo, VideoFrame
@@ -134,7 +136,7 @@ def open_sink(
     encoding = Encoding(wishes.encoder, wishes.quality, wishes.encoder_options)
     resumable = identity is not None and not wishes.overwrite
     if target.exists() and not wishes.overwrite and not (resumable and partial_folder(target).exists()):
-        raise ImageError(f"{name} exists already; say --overwrite to replace it")
+        raise click.UsageError(f"{name} exists already; replace it with --force")
     if not is_file(source_name):
         if info.fields and (
             isinstance(source, PipeSource) or is_pipeline(source_name)
