@@ -119,7 +119,8 @@ def test_golden_tiles_that_are_not_the_ones_kept_are_refused(tmp_path: Path) -> 
 
 def test_artifacts_from_before_golden_tiles_still_open(tmp_path: Path) -> None:
     values = json.loads(make_artifact(tmp_path).manifest.to_json())
-    del values["golden"]
+    del values["golden"], values["network"]["forms"], values["tile"]["most"]
+    values["format"] = 2
     assert Manifest.from_json(json.dumps(values)).golden is None
 
 

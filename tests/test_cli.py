@@ -152,7 +152,9 @@ class TestInspect:
         assert shown["parity"].startswith("not measured")
 
     def test_in_full_every_value_stands_beside_its_dotted_name(self, identity: Artifact) -> None:
-        lines = echoir("inspect", identity.model_path.parent, "--full").out.splitlines()
+        values, _, tiles = echoir("inspect", identity.model_path.parent, "--full").out.partition("\n\n")
+        lines = values.splitlines()
+        assert "1080p" in tiles, "what tiles cost comes last"
         shown = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
         assert shown["model.sha256"] == identity.manifest.model.sha256
         assert shown["tile.width"] == "64"

@@ -161,7 +161,7 @@ def test_what_has_free_sides_is_not_served_and_becomes_no_engine(tmp_path: Path)
 
 def test_inspect_and_bench_say_what_tiles_cost(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path, tile=(256, 256), overlap=32)
-    text = echoir("inspect", artifact.model_path).out
+    text = echoir("inspect", artifact.model_path, "--full").out
     assert "6 tiles of 256 x 256" in text
     assert "2.55 pixels through the network for each of the picture's" in text
     timed = ("--iterations", 2, "--warmup", 0, "--threads", 1, "--no-profile", "--json", tmp_path / "b.json")
