@@ -273,7 +273,7 @@ def bench(
     from echoir.runtime import bench as measure
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.choice import agreement, psnr_text
-    from echoir.runtime.errors import BackendError
+    from echoir.runtime.errors import ArtifactError, BackendError
     from echoir.runtime.machine import describe_machine, physical_cores
     from echoir.runtime.output import displayable, displayable_lines
     from echoir.runtime.sessions import open_model, open_session
@@ -292,7 +292,7 @@ def bench(
         for name in _named(against, opened, device):
             try:
                 subjects.append(_opponent(stack, name, opened, subjects[0], threads, batch, reference))
-            except BackendError as error:
+            except (BackendError, ArtifactError) as error:
                 if name in against:
                     raise
                 say(f"{name} is left out: {displayable(error)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import Io, make_artifact
+from builders import Io, make_artifact, make_manifest
 from running import echoir
 
 from echoir.runtime import choice as module
@@ -19,7 +19,7 @@ from echoir.runtime.caches import keep, recall
 from echoir.runtime.choice import choose, picture_tiles
 from echoir.runtime.contract import Described, Device, Session
 from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
-from echoir.runtime.manifest import TensorSpec
+from echoir.runtime.manifest import Precision, TensorSpec
 from echoir.runtime.sessions import open_session
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -150,6 +150,18 @@ def test_the_quickest_that_passes_is_chosen_and_remembered(
     again = choose(identity, open_)
     assert (again.device, again.remembered, len(opened)) == (chosen, True, len(sessions))
     assert choose(identity, open_, threads=1).remembered is False  # another number of threads is another question
+
+
+@pytest.mark.parametrize(
+    ("precision", "parity", "least"),
+    [("fp32", 53.0, 55.0), ("int8", 53.0, 50.0), ("int8", 70.0, 55.0), ("int8", None, 55.0)],
+)
+def test_roundings_of_int8_may_be_as_far_apart_as_two_of_one_size_are(
+    precision: Any, parity: float | None, least: float
+) -> None:
+    """Errors of equal size that are independent add up to twice the square."""
+    figures = None if parity is None else {"figures": {"engine_against_pytorch": {"psnr_min": parity}}}
+    assert module.gate(make_manifest(precision=Precision(precision), parity=figures)) == pytest.approx(least)
 
 
 def test_a_damaged_memory_is_measured_again(
