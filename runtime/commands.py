@@ -92,8 +92,22 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help=help)(function)
 
 
+def strength_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--strength``, alike in the commands that restore."""
+    help = "How much of the network's change is applied: 0 leaves pictures as they are."
+    number = click.FloatRange(0, 1)
+    return click.option("--strength", type=number, default=1.0, show_default=True, metavar="0..1", help=help)(function)
+
+
 def open_restorer(
-    model: str, device: Device, *, overlap: int | None, batch: int | None, threads: int | None, quiet: bool
+    model: str,
+    device: Device,
+    *,
+    overlap: int | None,
+    batch: int | None,
+    threads: int | None,
+    strength: float,
+    quiet: bool,
 ) -> Restorer:
     """As :meth:`Restorer.open`, but that standard error says what ``auto`` came to."""
     from echoir.runtime.output import displayable
@@ -106,7 +120,7 @@ def open_restorer(
 
     opened = open_model(artifact_of(model, say))
     session = open_session(opened, threads=threads, device=device, say=say)
-    return Restorer(session, opened.manifest, overlap=overlap, batch=batch)
+    return Restorer(session, opened.manifest, overlap=overlap, batch=batch, strength=strength)
 
 
 @click.command()
@@ -117,6 +131,7 @@ def open_restorer(
 @click.option("--overlap", type=click.IntRange(min=0), help="Pixels that tiles share. [default: the artifact's]")
 @click.option("--batch", type=click.IntRange(min=1), help="Tiles per run. [default: the artifact's, else 1]")
 @click.option("--threads", type=ThreadsType(), help=options.THREADS)
+@strength_option
 @click.option(
     "--exists",
     type=click.Choice(["skip", "overwrite", "error"]),
@@ -158,6 +173,7 @@ def restore(
     overlap: int | None,
     batch: int | None,
     threads: int | None,
+    strength: float,
     exists: Exists,
     force: bool,
     suffix: str,
@@ -201,10 +217,10 @@ def restore(
     report = Report(notes, failed=failures)
     how: dict[str, Any] = {"upright": orientation == "apply", "max_pixels": max_pixels or MAX_PIXELS}
     told: dict[str, Any] = {"exists": exists, "log_json": log_json, "quiet": quiet}
+    wishes: dict[str, Any] = {"overlap": overlap, "batch": batch, "strength": strength}
     if on is None:
-        wishes: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "quiet": quiet or log_json}
         with (
-            open_restorer(model, device, **wishes) as restorer,
+            open_restorer(model, device, threads=threads, quiet=quiet or log_json, **wishes) as restorer,
             _summary(report, log_json, quiet),
         ):
             run(restorer, jobs, report, **how, **told)
@@ -212,7 +228,7 @@ def restore(
         from echoir.runtime.ray_jobs import Cluster, Settings, restore_on_ray
 
         cluster = Cluster(on or None, workers or 1, gpus or 0, attempts or 3)
-        settings = Settings.of(model, cluster, threads, device=device, overlap=overlap, batch=batch, **how)
+        settings = Settings.of(model, cluster, threads, device=device, **wishes, **how)
         with _summary(report, log_json, quiet):
             restore_on_ray(settings, cluster, jobs, report, **told)
     if report.failed:

@@ -56,6 +56,7 @@ class Settings:
     device: Device = "cpu"
     overlap: int | None = None
     batch: int | None = None
+    strength: float = 1.0
     upright: bool = False
     max_pixels: int = MAX_PIXELS
 
@@ -91,6 +92,7 @@ class Worker:
                     batch=settings.batch,
                     threads=settings.threads,
                     device=settings.device,
+                    strength=settings.strength,
                 )
             job = Job(Path(row["source"]), Path(row["target"]))
             left = restore_one(self._restorer, job, upright=settings.upright, max_pixels=settings.max_pixels)

@@ -20,6 +20,7 @@ from echoir.runtime.guard import check_output, guard
 from echoir.runtime.inputs import Colour, parts
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.sessions import open_model, open_session
+from echoir.runtime.strength import Mixture, check_strength
 from echoir.runtime.tiling import Axis, reflect, tile_axis
 
 if TYPE_CHECKING:
@@ -42,14 +43,24 @@ class Restorer:
         manifest: says what the session takes and gives.
         overlap: pixels that neighbouring tiles share at least; None takes the manifest's.
         batch: tiles per call of the session; None takes the manifest's, or 1 where any is allowed.
+        strength: how much of the network's change is applied, from 0 (the image as it came) to 1; linear between.
 
     Raises:
-        ArtifactError: an overlap or a batch the tile does not allow.
+        ArtifactError: an overlap or a batch the tile does not allow, or a strength below 1 where the output has
+            another size or other planes than the input.
     """
 
     def __init__(
-        self, session: Session, manifest: Manifest, *, overlap: int | None = None, batch: int | None = None
+        self,
+        session: Session,
+        manifest: Manifest,
+        *,
+        overlap: int | None = None,
+        batch: int | None = None,
+        strength: float = 1.0,
     ) -> None:
+        check_strength(strength, manifest.network)
+        self.strength = strength
         tile = manifest.tile
         self.session, self.manifest = session, manifest
         self.overlap = tile.overlap if overlap is None else overlap
@@ -69,16 +80,17 @@ class Restorer:
         batch: int | None = None,
         threads: int | None = None,
         device: Device = "cpu",
+        strength: float = 1.0,
     ) -> Restorer:
         """Open an artifact: the model file, its ``.json``, or their folder; or a server's ``http://HOST:PORT/MODEL``.
 
         Raises:
-            ArtifactError: the artifact is broken, or does not allow this overlap or batch.
+            ArtifactError: the artifact is broken, or does not allow this overlap, batch or strength.
             BackendError: its backend or the device is not here, or the server is not.
         """
         model = open_model(path)
         session = open_session(model, threads=threads, device=device)
-        return cls(session, model.manifest, overlap=overlap, batch=batch)
+        return cls(session, model.manifest, overlap=overlap, batch=batch, strength=strength)
 
     def __call__(
         self, image: Array, *, colour: Colour = "RGB", on_tiles: OnTiles | None = None, out: Array | None = None
@@ -189,6 +201,11 @@ class Restorer:
         """
         if height < 1 or width < 1:
             raise ImageError(f"an image has at least one pixel, got {height} x {width}")
+        if self.strength != 1:
+            whole, mixture = copy(self), Mixture(read_rows, self.strength)
+            whole.strength = 1.0
+            yield from map(mixture, whole.strips(mixture.read, height, width, on_tiles=on_tiles))
+            return
         fitted = self.fitted(height, width)
         if fitted is not self:
             yield from fitted.strips(read_rows, height, width, on_tiles=on_tiles)

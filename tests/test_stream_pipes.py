@@ -67,6 +67,14 @@ def test_yuv4mpeg2_keeps_its_header_and_its_frames(identity: Artifact) -> None:
     assert b"range: taken" not in done.stderr, "what the header says is not assumed"
 
 
+def test_half_of_what_a_model_changes_can_be_asked_for(gain: Artifact) -> None:
+    data = raw_frames("gray")
+    size = ("--size", f"{WIDTH}x{HEIGHT}", "--pixel-format", "gray", "--range", "full")
+    done = stream("-", "-", "-m", gain.model_path, *size, "--strength", 0.5, data=data)
+    got = np.frombuffer(done.stdout, np.uint8).astype(float)
+    assert np.abs(got - np.frombuffer(data, np.uint8) * 0.75).max() <= 0.5
+
+
 def test_a_model_that_halves_shows_in_the_output(gain: Artifact) -> None:
     """Full-range gray: half of a code is half the code."""
     data = raw_frames("gray")

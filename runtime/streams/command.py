@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from echoir.runtime import options
-from echoir.runtime.commands import ThreadsType, device_option, model_option, open_restorer
+from echoir.runtime.commands import ThreadsType, device_option, model_option, open_restorer, strength_option
 
 if TYPE_CHECKING:
     from echoir.runtime.contract import Device
@@ -112,6 +112,7 @@ _sink_options = _groups(
 @model_option
 @device_option
 @_model_options
+@strength_option
 @_live_options
 @_pixel_options
 @_sink_options
@@ -128,6 +129,7 @@ def stream(
     overlap: int | None,
     batch: int | None,
     threads: int | None,
+    strength: float,
     deadline: float | None,
     policy: Policy,
     queue: int | None,
@@ -158,8 +160,8 @@ def stream(
     if sink == "-" and os.isatty(1):
         raise click.UsageError("standard output is a terminal: pipe it into a program or a file")
     wanted = _wishes(source, **wishes)
-    settings: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "quiet": quiet or log_json}
-    with open_restorer(model, device, **settings) as restorer:
+    settings: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "strength": strength}
+    with open_restorer(model, device, quiet=quiet or log_json, **settings) as restorer:
         run = _Run(restorer, source, sink, wanted, deadline and deadline / 1e3, policy, queue, realtime)
         code = run((matrix, range_, siting), log_json, quiet)
     if code:
@@ -277,6 +279,7 @@ class _Run:
                 "source": fingerprint(self.source_name),
                 "model": self.restorer.manifest.model.sha256,
                 "overlap": self.restorer.overlap,
+                "strength": self.restorer.strength,
                 "colour": vars(colour),
                 "deinterlace": self.wishes.deinterlace,
             }
