@@ -18,14 +18,15 @@ from echoir.runtime.errors import ArtifactError
 from echoir.runtime.files import sha256_file
 
 
-def cached_artifact(name: str, say: Callable[[str], None]) -> Path:
-    """The folder of a float32 artifact of a shipped checkpoint, which is made if there is none.
+def cached_artifact(name: str, say: Callable[[str], None], quiet: bool) -> Path:
+    """The folder of a float32 artifact with free tiles, of a shipped checkpoint, which is made if there is none.
 
     It has passed its gate, on one of the shipped pictures. Exports of the same checkpoint by other versions go.
 
     Args:
         name: such as ``"denoise"``.
         say: told where it is, and that it is being made.
+        quiet: show no progress.
 
     Raises:
         EchoIRError: as :func:`echoir.export.pipeline.export_artifact`.
@@ -37,12 +38,12 @@ def cached_artifact(name: str, say: Callable[[str], None]) -> Path:
         Artifact.open(folder)
         say(f"{name} is a checkpoint; using its float32 export in {folder}")
         return folder
-    say(f"{name} is a checkpoint; exporting it once, in float32, to {folder}: half a minute or more")
+    say(f"{name} is a checkpoint; exporting it once, in float32, to {folder}: a minute or more")
     for other in root.glob(f"{name}-{'[0-9a-f]' * 12}-*"):
         shutil.rmtree(other, ignore_errors=True)
-    request = Request(weights=name, precision="fp32", targets=("onnx",), limit=1, output=folder)
+    request = Request(weights=name, precision="fp32", targets=("onnx",), tile="free", limit=1, output=folder)
     try:
-        export_artifact(request, quiet=True)
+        export_artifact(request, quiet=quiet)
     except click.ClickException as error:  # nothing that was given can be wrong
         raise AssertionError(str(error)) from error
     return folder

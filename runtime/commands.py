@@ -63,7 +63,7 @@ def model_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-m", "--model", metavar="ARTIFACT", required=True, help=help)(function)
 
 
-def artifact_of(model: str, say: Callable[[str], None]) -> str:
+def artifact_of(model: str, say: Callable[[str], None], quiet: bool = False) -> str:
     """What ``-m`` names; for a shipped checkpoint's name, an export of it in the cache, which is told.
 
     Raises:
@@ -80,7 +80,7 @@ def artifact_of(model: str, say: Callable[[str], None]) -> str:
         return model
     with needs_extra("export"):
         from echoir.export.cached import cached_artifact
-    return str(cached_artifact(model, say))
+    return str(cached_artifact(model, say, quiet))
 
 
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,7 +118,7 @@ def open_restorer(
         if not quiet:
             click.echo(displayable(line), err=True)
 
-    opened = open_model(artifact_of(model, say))
+    opened = open_model(artifact_of(model, say, quiet))
     session = open_session(opened, threads=threads, device=device, say=say)
     return Restorer(session, opened.manifest, overlap=overlap, batch=batch, strength=strength)
 
