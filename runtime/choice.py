@@ -18,6 +18,7 @@ import numpy as np
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.caches import cache_folder, keep, recall
+from echoir.runtime.channels import tensor_of
 from echoir.runtime.contract import Array, Device, Session
 from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.images import open_picture
@@ -135,7 +136,7 @@ def picture_tiles(manifest: Manifest) -> list[Array]:
             for size, side in zip(pixels.shape[:2], (tile.height, tile.width), strict=True)
         )
         noise = np.random.default_rng((0, index)).normal(0, SIGMA, (tile.height, tile.width, 3))
-        noisy = (pixels[rows][:, columns] + noise) / 255
+        noisy = tensor_of((pixels[rows][:, columns] + noise) / 255, spec.colour)
         if spec.dtype == "uint8":
             noisy = np.rint(noisy.clip(0, 1) * 255)
         batch = np.repeat(noisy[None].astype(spec.dtype), tile.batch or 1, axis=0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from echoir.runtime.errors import ArtifactError
-from echoir.runtime.manifest import Manifest, TensorSpec
+from echoir.runtime.manifest import Manifest, Role
 from echoir.runtime.tiling import Axis
 
 if TYPE_CHECKING:
@@ -85,12 +85,11 @@ def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[A
         ValueError: tiles of another shape or type.
     """
     manifest = manifest.of_tiles(tiles.shape)
-    tile, source, sink = manifest.tile, manifest.input, manifest.output
-    needed = source.shape(len(tiles), tile.height, tile.width)
+    source, needed = manifest.input, manifest.shape("input", len(tiles))
     if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
         raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
     count = -(-len(tiles) // size) * size
-    output = np.empty(sink.shape(count, tile.height, tile.width), sink.dtype)
+    output = np.empty(manifest.shape("output", count), manifest.output.dtype)
     for start in range(0, count, size):
         batch = tiles[start : start + size]
         if len(batch) < size:
@@ -99,16 +98,15 @@ def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[A
     return output[: len(tiles)]
 
 
-def check_tensor(role: str, spec: TensorSpec, manifest: Manifest, name: str, dtype: str, shape: list[int]) -> None:
+def check_tensor(role: Role, manifest: Manifest, name: str, dtype: str, shape: list[int]) -> None:
     """Refuse a tensor of a model that is not what the manifest says; 0 in a shape stands for any size."""
-    hint = "the manifest does not belong to this model"
+    spec, hint = getattr(manifest, role), "the manifest does not belong to this model"
     if name != spec.name:
         raise ArtifactError(f"{role}.name", name, spec.name, hint)
     if dtype != spec.dtype:
         raise ArtifactError(f"{role}.dtype", dtype, spec.dtype, hint)
     tile = manifest.tile
-    sides = (tile.height, tile.width) if tile.most is None else (0, 0)
-    needed = spec.shape(tile.batch or 0, *sides)
+    needed = manifest.shape(role, tile.batch or 0) if tile.most is None else spec.shape(tile.batch or 0, 0, 0)
     if shape != list(needed):
         shown = ["any" if size == 0 else size for size in shape]
         wanted = ["any" if size == 0 else size for size in needed]

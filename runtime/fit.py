@@ -62,7 +62,7 @@ def _sides(size: int, most: int, overlap: int, multiple: int, phase: int) -> Ite
     whole = max(least, -(-size // multiple) * multiple)
     counted = 0
     for side in range(least, max(least, min(whole, most // multiple * multiple)) + 1, multiple):
-        count = len(tile_starts(size, side, overlap))
+        count = len(tile_starts(size, side, overlap, phase))
         if count != counted:
             counted = count
             yield side, count
@@ -81,7 +81,9 @@ def waste(manifest: Manifest, height: int, width: int, overlap: int | None = Non
     """Tiles of a picture, their (height, width), and the pixels through the network for each of the picture's."""
     overlap = manifest.tile.overlap if overlap is None else overlap
     tile = fitted(manifest, height, width, overlap).tile
-    count = len(tile_starts(height, tile.height, overlap)) * len(tile_starts(width, tile.width, overlap))
+    down, across = manifest.network.phase
+    starts = tile_starts(height, tile.height, overlap, down), tile_starts(width, tile.width, overlap, across)
+    count = len(starts[0]) * len(starts[1])
     return count, (tile.height, tile.width), count * tile.height * tile.width / (height * width)
 
 

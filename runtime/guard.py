@@ -6,14 +6,14 @@ import numpy as np
 
 from echoir.runtime.contract import Array
 from echoir.runtime.errors import ArtifactError, RejectedOutputError
-from echoir.runtime.manifest import Manifest, TensorSpec
+from echoir.runtime.manifest import Manifest
 
 
-def check_output(raw: Array, sink: TensorSpec, count: int, manifest: Manifest) -> None:
+def check_output(raw: Array, count: int, manifest: Manifest) -> None:
     """Refuse a batch of another shape or type than the manifest's."""
-    needed = sink.shape(count, manifest.tile.height, manifest.tile.width)
-    if raw.shape != needed or raw.dtype != sink.dtype:
-        raise ArtifactError("output", f"{raw.dtype} {raw.shape} from the session", f"{sink.dtype} {needed}")
+    needed, dtype = manifest.shape("output", count), manifest.output.dtype
+    if raw.shape != needed or raw.dtype != dtype:
+        raise ArtifactError("output", f"{raw.dtype} {raw.shape} from the session", f"{dtype} {needed}")
 
 
 def guard(tile: Array, output: Array, peak: int, place: tuple[int, int], manifest: Manifest) -> None:
@@ -37,7 +37,7 @@ def guard(tile: Array, output: Array, peak: int, place: tuple[int, int], manifes
         return
     if output.dtype == np.uint8:
         (rows, height), (columns, width) = ((max(1, size // 16), min(16, size)) for size in tile.shape[:2])
-        blocks = tile[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
+        blocks = tile[: rows * height, : columns * width].reshape(rows, height, columns, width, -1)
         means = blocks.mean(axis=(1, 3), dtype=np.float32)
         if np.abs(means / peak - value / 255).max() <= 0.25:
             return

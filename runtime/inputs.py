@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from echoir.runtime.channels import PEAKS
+from echoir.runtime.channels import PEAKS, enlarged, route
 from echoir.runtime.contract import Array
+from echoir.runtime.descriptor import CHANNELS, Descriptor
 from echoir.runtime.errors import ImageError
 
 Colour = Literal["RGB", "BGR"]
@@ -23,14 +24,16 @@ class Part:
     """One image of those given, without its alpha.
 
     Args:
-        rows: ``rows(y0, y1)`` gives rows y0 to y1 - 1, [y1 - y0, W, 3] RGB or [y1 - y0, W].
+        rows: ``rows(y0, y1)`` gives rows y0 to y1 - 1, [y1 - y0, W, channels], or [y1 - y0, W] of one channel.
         height, width: in pixels.
-        out: [height, width, 3] RGB or [height, width], a view of what the caller gets.
+        channels: of the image; 3 are RGB.
+        out: what comes out, [H', W', 3] RGB or [H', W'], a view of what the caller gets.
     """
 
     rows: Callable[[int, int], Array]
     height: int
     width: int
+    channels: int
     out: Array
 
 
@@ -57,13 +60,15 @@ def check_array(image: object) -> Array:
     raise ImageError(f"an image is a numpy array, got {type(image).__name__}; numpy.asarray(...) makes one of most")
 
 
-def parts(image: object, out: Array | None, colour: Colour) -> tuple[Array, list[Part]]:
+def parts(image: object, out: Array | None, colour: Colour, network: Descriptor) -> tuple[Array, list[Part]]:
     """What is to be filled, and the images to fill it with; alpha is in it already.
 
     Args:
-        image: [H, W, 3], [H, W], [H, W, 1], [H, W, 4] or [N, H, W, 1, 3 or 4]; uint8, uint16, float32 or float64.
-        out: an array of that shape and type to fill, or None for a new one.
+        image: [H, W, 3], [H, W], [H, W, 1], [H, W, 4] or [N, H, W, 1, 3 or 4], or with the planes that the network
+            takes; uint8, uint16, float32 or float64.
+        out: an array for the result to fill, or None for a new one.
         colour: the order of the colours in both.
+        network: what the images go through.
 
     Raises:
         ImageError: no array, another shape, floats that are not in [0, 1], or an ``out`` that cannot take it.
@@ -71,22 +76,33 @@ def parts(image: object, out: Array | None, colour: Colour) -> tuple[Array, list
     array = check_array(image)
     if colour not in get_args(Colour):
         raise ImageError(f"colour is {' or '.join(map(repr, get_args(Colour)))}, got {colour!r}")
-    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] not in (1, 3, 4)):
-        channels_first = array.ndim > 2 and array.shape[-3] in (1, 3, 4)
+    known = {1, 3, 4, CHANNELS[network.input]}
+    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] not in known):
+        channels_first = array.ndim > 2 and array.shape[-3] in known
         hint = "; this one has its channels first: numpy.moveaxis(image, -3, -1)" if channels_first else ""
         raise ImageError(f"{SHAPES}; got shape {array.shape}{hint}")
     if 0 in array.shape:
         raise ImageError(f"an image has at least one pixel, got shape {array.shape}")
     _check_type(array)
-    filled = np.empty_like(array) if out is None else out
-    if (filled.shape, filled.dtype) != (array.shape, array.dtype):
-        raise ImageError(f"out must be {array.dtype} {array.shape} as the image, got {filled.dtype} {filled.shape}")
+    *several, height, width, depth = array.shape if array.ndim > 2 else (*array.shape, 1)
+    alpha = depth == 4 and network.input != "RGGB"
+    way = route(network, depth - alpha)
+    size = way.size(height, width)
+    shape = (*several, *size) if array.ndim == 2 and way.result == 1 else (*several, *size, way.result + alpha)
+    filled = np.empty(shape, array.dtype) if out is None else out
+    if (filled.shape, filled.dtype) != (shape, array.dtype):
+        raise ImageError(f"out must be {array.dtype} {shape} for this image, got {filled.dtype} {filled.shape}")
     if _overlap(array, filled):
         raise ImageError("out shares memory with the image, which is read again where tiles overlap")
-    if array.shape[-1] == 4 and array.ndim > 2:
-        filled[..., 3] = array[..., 3]
-    several = zip(array, filled, strict=True) if array.ndim == 4 else [(array, filled)]
-    return filled, [_part(_colours(source, colour), _colours(target, colour)) for source, target in several]
+    pairs = zip(array, filled, strict=True) if array.ndim == 4 else [(array, filled)]
+    images = []
+    for source, target in pairs:
+        if alpha:
+            target[..., -1] = enlarged(source[..., -1], way.scale)
+        target = target[..., :-1] if alpha else target
+        source = source[..., :-1] if alpha else source
+        images.append(_part(_colours(source, colour), _colours(target, colour)))
+    return filled, images
 
 
 def _check_type(array: Array) -> None:
@@ -105,18 +121,21 @@ def _check_type(array: Array) -> None:
 
 
 def _colours(image: Array, colour: Colour) -> Array:
-    """A view as RGB or gray: [H, W, 3] or [H, W]."""
+    """As RGB or gray, [H, W, 3] or [H, W], a view; the planes of other networks, [H, W, 4 or 6], as they need them."""
     if image.ndim == 2:
         return image
     if image.shape[2] == 1:
         return image[:, :, 0]
-    return image[:, :, :3] if colour == "RGB" else image[:, :, 2::-1]
+    if colour == "RGB" or image.shape[2] == 4:
+        return image
+    return image[:, :, ::-1] if image.shape[2] == 3 else image[:, :, [2, 1, 0, 5, 4, 3]]
 
 
 def _part(source: Array, out: Array) -> Part:
     kind = np.float32 if source.dtype == np.float64 else source.dtype
     height, width = source.shape[:2]
-    return Part(lambda y0, y1: np.asarray(source[y0:y1], kind), height, width, out)
+    channels = 1 if source.ndim == 2 else source.shape[2]
+    return Part(lambda y0, y1: np.asarray(source[y0:y1], kind), height, width, channels, out)
 
 
 def _overlap(a: Array, b: Array) -> bool:

@@ -16,6 +16,7 @@ from echoir.runtime.descriptor import CHANNELS, Descriptor, Planes
 from echoir.runtime.errors import ArtifactError
 
 FORMAT = 3
+Role = Literal["input", "output"]
 SUFFIXES = {".onnx": ("onnxruntime",), ".engine": ("tensorrt", "tensorrt-rtx")}
 
 
@@ -157,6 +158,11 @@ class Manifest:
     def task(self) -> str:
         """What the network restores."""
         return self.network.task
+
+    def shape(self, role: Role, batch: int) -> tuple[int, int, int, int]:
+        """Of the model's input or output for so many tiles."""
+        spec, scale = (self.input, 1) if role == "input" else (self.output, self.network.scale)
+        return spec.shape(batch, scale * self.tile.height, scale * self.tile.width)
 
     def with_tile(self, height: int, width: int) -> Manifest:
         """This manifest for tiles of another size."""

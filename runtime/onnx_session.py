@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.caches import cache_folder, keep, recall
 from echoir.runtime.contract import Array, check_tensor, run_in_batches
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError
 from echoir.runtime.machine import all_cores, processor_id
-from echoir.runtime.manifest import Manifest
+from echoir.runtime.manifest import Manifest, Role
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -192,13 +192,11 @@ def without_functions(path: Path) -> bytes:
 
 def _check_tensors(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
     """Refuse a model whose input or output is not the manifest's."""
-    for role, spec, actual in (
-        ("input", manifest.input, session.get_inputs()),
-        ("output", manifest.output, session.get_outputs()),
-    ):
+    tensors: dict[Role, Any] = {"input": session.get_inputs(), "output": session.get_outputs()}
+    for role, actual in tensors.items():
         if len(actual) != 1:
             raise ArtifactError(role, f"{len(actual)} tensors", "one")
         types = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
         # A dynamic axis has a name or None in place of a number.
         shape = [size if isinstance(size, int) else 0 for size in actual[0].shape]
-        check_tensor(role, spec, manifest, actual[0].name, types.get(actual[0].type, actual[0].type), shape)
+        check_tensor(role, manifest, actual[0].name, types.get(actual[0].type, actual[0].type), shape)

@@ -12,6 +12,7 @@ from echoir.runtime.caches import cache_folder, keep, recall
 from echoir.runtime.contract import Array, check_tensor, run_in_batches
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError, needs_extra
 from echoir.runtime.machine import all_cores
+from echoir.runtime.manifest import Role, TensorSpec
 from echoir.runtime.onnx_session import without_functions
 
 if TYPE_CHECKING:
@@ -155,10 +156,12 @@ def _compiled(openvino: Any, core: Any, artifact: Artifact, settings: dict[str, 
 def _check_tensors(artifact: Artifact, model: Any) -> None:
     """Refuse a model whose input or output is not the manifest's."""
     manifest = artifact.manifest
-    for role, spec, actual in (("input", manifest.input, model.inputs), ("output", manifest.output, model.outputs)):
+    tensors: dict[Role, Any] = {"input": model.inputs, "output": model.outputs}
+    for role, actual in tensors.items():
         if len(actual) != 1:
             raise ArtifactError(role, f"{len(actual)} tensors", "one")
         dtype = np.dtype(actual[0].element_type.to_dtype()).name
         shape = [0 if size.is_dynamic else size.get_length() for size in actual[0].partial_shape]
+        spec: TensorSpec = getattr(manifest, role)
         name = spec.name if spec.name in actual[0].names else actual[0].any_name
-        check_tensor(role, spec, manifest, name, dtype, shape)
+        check_tensor(role, manifest, name, dtype, shape)

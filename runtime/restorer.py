@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from echoir.runtime import fit
-from echoir.runtime.channels import PEAKS, Floats, finish
-from echoir.runtime.contract import Array, Device, ImageSession, Session
+from echoir.runtime.channels import PEAKS, Floats, Route, route
+from echoir.runtime.contract import Array, Device, ImageSession, ReadStrip, Session
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.guard import check_output, guard
 from echoir.runtime.inputs import Colour, parts
@@ -65,9 +65,11 @@ class Restorer:
         self.session, self.manifest = session, manifest
         self.overlap = tile.overlap if overlap is None else overlap
         self.batch = (tile.batch or 1) if batch is None else batch
-        limit = min(tile.height, tile.width)
-        if not 0 <= self.overlap < limit:
-            raise ArtifactError("overlap", self.overlap, f"0 to {limit - 1}", f"tiles are {tile.height} x {tile.width}")
+        network, sides = manifest.network, (tile.height, tile.width)
+        most = min(side - phase for side, phase in zip(sides, network.phase, strict=True))
+        if not network.overlap <= self.overlap <= most:
+            hint = f"tiles are {tile.height} x {tile.width}"
+            raise ArtifactError("overlap", self.overlap, f"{network.overlap} to {most}", hint)
         if self.batch < 1:
             raise ArtifactError("batch", self.batch, "a whole number from 1 up")
 
@@ -99,22 +101,24 @@ class Restorer:
 
         Args:
             image: [H, W, 3] in ``colour``, [H, W] or [H, W, 1] gray, [H, W, 4] with alpha, or N of them [N, H, W, C];
-                uint8, uint16, or float32 or float64 nominally in [0, 1]; any H, W >= 1. Gray goes through the network
-                as three equal channels, and comes back as their mean; alpha comes back as it is.
+                uint8, uint16, or float32 or float64 nominally in [0, 1]; any H, W >= 1. Gray goes through a network
+                for RGB as three equal channels, and comes back as their mean; RGB goes through one for gray plane by
+                plane; alpha comes back as it is, or enlarged. A network for RGGB takes a mosaic, [H, W] with red
+                first, or its four planes, [H, W, 4]; one for pairs takes [H, W, 6].
             colour: the order of the colours, ``"RGB"``, or ``"BGR"`` as OpenCV has them.
             on_tiles: told (tiles done, tiles in all) after every batch.
-            out: an array of the same shape and type that shares no memory with ``image``, to write to and return.
+            out: an array of the result's shape and type that shares no memory with ``image``, to write to and return.
 
         Returns:
-            The same shape, type and order. Integers are rounded and clipped; floats are not clipped, and float64 is
-            computed as float32.
+            The same shape, but for the network's scale and its output's channels; the same type and order. Integers
+            are rounded and clipped; floats are not clipped, and float64 is computed as float32.
 
         Raises:
             ImageError: what cannot be restored, or an ``out`` that cannot take it; the message says what to give.
             RejectedOutputError: the session gave NaN, infinite or constant pixels.
             ClosedSessionError: the session was closed.
         """
-        restored, images = parts(image, out, colour)
+        restored, images = parts(image, out, colour, self.manifest.network)
         tiles = 0
         for part in images:
 
@@ -123,10 +127,10 @@ class Restorer:
                     on_tiles(before + done, total * len(images))
 
             done = 0
-            for rows in self.strips(part.rows, part.height, part.width, on_tiles=told):
+            for rows in self.strips(part.rows, part.height, part.width, channels=part.channels, on_tiles=told):
                 part.out[done : done + len(rows)] = rows
                 done += len(rows)
-            tiles += self.tiles(part.height, part.width)
+            tiles += self.tiles(part.height, part.width, part.channels)
         return restored
 
     def stream(
@@ -167,7 +171,7 @@ class Restorer:
         return ImageStream(partial(self, colour=colour), frames, deadline, policy, depth)
 
     def fitted(self, height: int, width: int) -> Restorer:
-        """This restorer with the tile that fits an image of that size; the same where the model's tile is fixed."""
+        """This restorer with the tile that fits a network's input of that size; the same where the tile is fixed."""
         manifest = fit.fitted(self.manifest, height, width, self.overlap)
         if manifest is self.manifest:
             return self
@@ -175,25 +179,43 @@ class Restorer:
         restorer.manifest = replace(manifest, tile=replace(manifest.tile, most=None))
         return restorer
 
-    def tiles(self, height: int, width: int) -> int:
-        """How many tiles an image of this size takes."""
+    def tiles(self, height: int, width: int, channels: int = 3) -> int:
+        """How many tiles an image of this size takes; ``channels`` as for :meth:`strips`."""
+        mosaic = self.route(channels).mosaic
+        height, width = height // mosaic, width // mosaic
         fitted = self.fitted(height, width)
         return len(fitted._axis(0, height).starts) * len(fitted._axis(1, width).starts)
 
+    def route(self, channels: int) -> Route:
+        """How images with so many channels go through the network, and what they become.
+
+        Raises:
+            ImageError: they cannot; the message says what the network takes.
+        """
+        return route(self.manifest.network, channels)
+
     def strips(
-        self, read_rows: ReadRows, height: int, width: int, *, on_tiles: OnTiles | None = None
+        self,
+        read_rows: ReadRows,
+        height: int,
+        width: int,
+        *,
+        channels: int = 3,
+        on_tiles: OnTiles | None = None,
     ) -> Iterator[Array]:
         """Restore an image of any height in the memory of one strip of tiles.
 
         Args:
-            read_rows: ``read_rows(y0, y1)`` gives rows y0 to y1 - 1, [y1 - y0, W, 3] or [y1 - y0, W],
+            read_rows: ``read_rows(y0, y1)`` gives rows y0 to y1 - 1, [y1 - y0, W, channels] or [y1 - y0, W],
                 of a type that :meth:`__call__` takes. Called from top to bottom; neighbouring calls
                 share the overlap.
             height, width: the image's size in pixels.
+            channels: of the image; 1 is [H, W].
             on_tiles: told (tiles done, tiles in all) after every batch.
 
         Yields:
-            Finished rows from top to bottom, of the image's type; together they are the image.
+            Finished rows from top to bottom, of the image's type; together they are the image, of the size and
+            the channels that :meth:`route` says.
 
         Raises:
             ImageError: a shape or type that cannot be restored.
@@ -204,66 +226,78 @@ class Restorer:
         if self.strength != 1:
             whole, mixture = copy(self), Mixture(read_rows, self.strength)
             whole.strength = 1.0
-            yield from map(mixture, whole.strips(mixture.read, height, width, on_tiles=on_tiles))
+            yield from map(mixture, whole.strips(mixture.read, height, width, channels=channels, on_tiles=on_tiles))
             return
-        fitted = self.fitted(height, width)
+        way = self.route(channels)
+        way.size(height, width)  # refuses what does not divide
+        fitted = self.fitted(height // way.mosaic, width // way.mosaic)
         if fitted is not self:
-            yield from fitted.strips(read_rows, height, width, on_tiles=on_tiles)
+            yield from fitted.strips(read_rows, height, width, channels=channels, on_tiles=on_tiles)
             return
-        down, across = self._axis(0, height), self._axis(1, width)
-        if isinstance(self.session, ImageSession):
-            yield from self._strips_on_device(self.session, read_rows, down, across, width, on_tiles)
-            return
-        # Sums of weighted tiles; row 0 is the first row not yet given out. Pixels and channels share an
-        # axis, [rows, W * 3], since numpy is slow where the innermost axis is as short as three.
-        sums = np.zeros((down.covered, width * 3), np.float32)
-        weights_across = [np.repeat(weights, 3) for weights in across.weights]
-        total, done = len(down.starts) * len(across.starts), 0
-        for i, (y, weights) in enumerate(zip(down.starts, down.weights, strict=True)):
-            rows = read_rows(y, y + down.covered)
-            self._check(rows, down.covered, width)
-            for xs, tiles in self._cut(rows, down, across):
-                restored = self._run(tiles, PEAKS[rows.dtype], [(y, across.starts[x]) for x in xs])
-                for x, tile in zip(xs, restored, strict=True):
-                    part = tile.reshape(len(tile), -1)[: down.covered, : across.covered * 3]
-                    part *= weights[:, None]
-                    part *= weights_across[x]
-                    left = across.starts[x] * 3
-                    sums[:, left : left + across.covered * 3] += part
-                done += len(xs)
-                if on_tiles is not None:
-                    on_tiles(done, total)
-            finished = (down.starts[i + 1] if i + 1 < len(down.starts) else height) - y
-            yield from finish(sums[:finished].reshape(finished, width, 3), rows)
-            # What later tiles still add to moves up; the rest starts from nothing.
-            sums[:-finished] = sums[finished:]
-            sums[-finished:] = 0
-
-    def _strips_on_device(
-        self,
-        session: ImageSession,
-        read_rows: ReadRows,
-        down: Axis,
-        across: Axis,
-        width: int,
-        on_tiles: OnTiles | None,
-    ) -> Iterator[Array]:
-        """The same where the session cuts and blends by itself."""
-        held: dict[int, Array] = {}  # strips under way, for a closer look at a suspect tile
+        down, across = self._axis(0, height // way.mosaic), self._axis(1, width // way.mosaic)
 
         def read(strip: int) -> Array:
-            y = down.starts[strip]
-            held[strip] = read_rows(y, y + down.covered)
-            self._check(held[strip], down.covered, width)
+            y0, y1 = way.mosaic * down.starts[strip], way.mosaic * down.ends[strip]
+            rows = read_rows(y0, y1)
+            self._check(rows, y1 - y0, width, channels)
+            return way.packed(rows)
+
+        plain = (way.factor, way.given, way.made, self.manifest.network.phase) == (1, 3, 3, (1, 1))
+        on_device = plain and isinstance(self.session, ImageSession)
+        work = self._strips_on_device if on_device else self._strips_here
+        yield from work(read, down, across, way, on_tiles)
+
+    def _strips_here(
+        self, read: ReadStrip, down: Axis, across: Axis, way: Route, on_tiles: OnTiles | None
+    ) -> Iterator[Array]:
+        """Cut and blended with numpy."""
+        scale, made = way.factor, way.made
+        # Sums of weighted tiles, for each pass; row 0 is the first row not yet given out. Pixels and channels share
+        # an axis, [passes, rows, W * C], since numpy is slow where the innermost axis is as short as three.
+        sums = np.zeros((way.passes, scale * down.covered, scale * across.size * made), np.float32)
+        weights_across = [np.repeat(weights, made) for weights in across.weights]
+        total = len(down.starts) * len(across.starts)
+        for i, (y, weights) in enumerate(zip(down.starts, down.weights, strict=True)):
+            rows = read(i)
+            for tiles, given in self._cut(rows, across, way, down.tile):
+                places = [(way.mosaic * y, way.mosaic * across.starts[tile // way.passes]) for tile in tiles]
+                restored = self._run(given, PEAKS[rows.dtype], places)
+                for tile, output in zip(tiles, restored, strict=True):
+                    x = tile // way.passes
+                    part = output.reshape(len(output), -1)[: len(weights), : len(weights_across[x])]
+                    part *= weights[:, None]
+                    part *= weights_across[x]
+                    left = scale * across.starts[x] * made
+                    sums[tile % way.passes, : len(part), left : left + part.shape[1]] += part
+                if on_tiles is not None:
+                    on_tiles(i * len(across.starts) + tiles.stop // way.passes, total)
+            finished = scale * ((down.starts[i + 1] if i + 1 < len(down.starts) else down.size) - y)
+            done = sums[:, :finished].reshape(way.passes, finished, scale * across.size, made)
+            yield from way.finished(done, rows.dtype)
+            # What later tiles still add to moves up; the rest starts from nothing.
+            sums[:, :-finished] = sums[:, finished:]
+            sums[:, -finished:] = 0
+
+    def _strips_on_device(
+        self, read: ReadStrip, down: Axis, across: Axis, way: Route, on_tiles: OnTiles | None
+    ) -> Iterator[Array]:
+        """The same where the session cuts and blends by itself."""
+        assert isinstance(self.session, ImageSession)
+        held: dict[int, Array] = {}  # strips under way, for a closer look at a suspect tile
+
+        def hold(strip: int) -> Array:
+            held[strip] = read(strip)
             return held[strip]
 
         total = len(down.starts) * len(across.starts)
-        with closing(session.strips(read, down, across, self.batch)) as strips:
+        with closing(self.session.strips(hold, down, across, self.batch)) as strips:
             for i, strip in enumerate(strips):
                 rows = held.pop(i)
                 for x, value in strip.suspects:
-                    tile = next(tiles[x - xs[0]] for xs, tiles in self._cut(rows, down, across) if x in xs)
-                    output = np.full(tile.shape, value, self.manifest.output.dtype)
+                    tile = next(
+                        given[x - tiles[0]] for tiles, given in self._cut(rows, across, way, down.tile) if x in tiles
+                    )
+                    output = np.full(self.manifest.shape("output", 1)[1:], value, self.manifest.output.dtype)
                     place = (down.starts[i], across.starts[x])
                     guard(tile, output, PEAKS[rows.dtype], place, self.manifest)
                 if on_tiles is not None:
@@ -281,12 +315,13 @@ class Restorer:
         self.close()
 
     def _axis(self, axis: int, size: int) -> Axis:
-        tile = (self.manifest.tile.height, self.manifest.tile.width)[axis]
-        return tile_axis(size, tile, self.overlap)
+        network, tile = self.manifest.network, self.manifest.tile
+        return tile_axis(size, (tile.height, tile.width)[axis], self.overlap, network.phase[axis], network.scale)
 
-    def _check(self, rows: Array, height: int, width: int) -> None:
-        if rows.shape not in ((height, width, 3), (height, width)):
-            raise ImageError(f"an image is [H, W, 3] or [H, W], got {rows.shape} for {height} rows of {width} pixels")
+    def _check(self, rows: Array, height: int, width: int, channels: int) -> None:
+        needed = (height, width) if channels == 1 else (height, width, channels)
+        if rows.shape != needed:
+            raise ImageError(f"{height} rows of {width} pixels of this image are {needed}, got {rows.shape}")
         if rows.dtype not in PEAKS:
             raise ImageError(f"pixels must be uint8, uint16 or float32, got {rows.dtype}")
         if self.manifest.input.dtype == "uint8" and rows.dtype != np.uint8:
@@ -297,22 +332,29 @@ class Restorer:
         if rows.dtype == np.float32 and not np.isfinite(rows).all():
             raise ImageError("the image holds NaN or infinite pixels")
 
-    def _cut(self, rows: Array, down: Axis, across: Axis) -> Iterator[tuple[range, Array]]:
-        """Batches of one strip's tiles, [N, tile height, tile width, 3] in the image's type."""
-        height, width = down.covered, across.covered
-        below, right = reflect(height, down.tile)[height:], reflect(width, across.tile)[width:]
-        for first in range(0, len(across.starts), self.batch):
-            xs = range(first, min(first + self.batch, len(across.starts)))
-            tiles = np.empty((len(xs), down.tile, across.tile, 3), rows.dtype)
-            for tile, x in zip(tiles, xs, strict=True):
-                part = rows[:, across.starts[x] : across.starts[x] + width]
-                tile[:height, :width] = part if part.ndim == 3 else part[..., None]
-                tile[:height, width:] = tile[:height, right]
+    def _cut(self, rows: Array, across: Axis, way: Route, tile_height: int) -> Iterator[tuple[range, Array]]:
+        """Batches of one strip's tiles, [N, tile height, tile width, C] in the image's type, with their numbers.
+
+        The passes of a tile follow each other. Where a tile hangs over the image it is extended by its own pixels.
+        """
+        height = len(rows)
+        below = reflect(height, tile_height)[height:]
+        count = len(across.starts) * way.passes
+        for first in range(0, count, self.batch):
+            numbers = range(first, min(first + self.batch, count))
+            tiles = np.empty((len(numbers), tile_height, across.tile, way.given), rows.dtype)
+            for tile, number in zip(tiles, numbers, strict=True):
+                x = number // way.passes
+                part = rows[:, across.starts[x] : across.ends[x]]
+                part = part[..., None] if part.ndim == 2 else part
+                width = part.shape[1]
+                tile[:height, :width] = part if way.passes == 1 else part[..., number % way.passes, None]
+                tile[:height, width:] = tile[:height, reflect(width, across.tile)[width:]]
                 tile[height:] = tile[below]
-            yield xs, tiles
+            yield numbers, tiles
 
     def _run(self, tiles: Array, peak: int, places: list[tuple[int, int]]) -> Floats:
-        """Tiles through the session: [N, h, w, 3] of any type -> float32, 1 being white."""
+        """Tiles through the session: [N, h, w, C] of any type -> float32, 1 being white."""
         source, sink = self.manifest.input, self.manifest.output
         given = tiles if source.layout == "NHWC" else tiles.transpose(0, 3, 1, 2)
         if source.dtype == "uint8":
@@ -320,7 +362,7 @@ class Restorer:
         else:  # a division, since x * (1 / 255) is not x / 255
             given = np.divide(given, np.float32(peak), dtype=np.float32, order="C")
         raw = self.session.run(given)
-        check_output(raw, sink, len(tiles), self.manifest)
+        check_output(raw, len(tiles), self.manifest)
         restored = raw if sink.layout == "NHWC" else raw.transpose(0, 2, 3, 1)
         for tile, output, place in zip(tiles, restored, places, strict=True):
             guard(tile, output, peak, place, self.manifest)

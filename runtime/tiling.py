@@ -3,6 +3,10 @@
 Tiles have one fixed size. Their starts spread evenly over the axis, so the last tile ends at the
 border and neighbours share at least the overlap. In the shared part one tile fades out linearly as
 the next fades in; the weights of a pixel sum to one. Two axes multiply.
+
+A network may want its tiles to start at multiples of a phase (its windows lie in a grid, or its pixels in a
+mosaic). Then the last start is the next such multiple, and the tile hangs over the border, where it is
+extended by reflection. Where a network enlarges, starts and sizes of the output are the input's times the scale.
 """
 
 from __future__ import annotations
@@ -16,27 +20,32 @@ Weights = np.ndarray[Any, np.dtype[np.float32]]
 Indices = np.ndarray[Any, np.dtype[np.intp]]
 
 
-def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
+def tile_starts(size: int, tile: int, overlap: int, phase: int = 1) -> list[int]:
     """First pixels of the fewest tiles that cover an axis.
 
     Args:
         size: pixels of the axis, >= 1.
-        tile: pixels of a tile, >= 1.
-        overlap: pixels that neighbours share at least, 0 <= overlap < tile.
+        tile: pixels of a tile, >= phase.
+        overlap: pixels that neighbours share at least, 0 <= overlap <= tile - phase.
+        phase: starts are multiples of it, >= 1.
 
     Returns:
-        Increasing starts; the first is 0, the last tile ends at ``size``. An axis no longer than the
-        tile has the one start 0, and is extended by :func:`reflect`.
+        Increasing starts; the first is 0, and the last tile ends at ``size`` or less than ``phase`` beyond it. An
+        axis no longer than the tile has the one start 0. What hangs over is made by :func:`reflect`.
 
     Raises:
         ValueError: sizes out of range.
     """
-    if size < 1 or not 0 <= overlap < tile:
-        raise ValueError(f"need size >= 1 and 0 <= overlap < tile, got size {size}, tile {tile}, overlap {overlap}")
+    if size < 1 or phase < 1 or not 0 <= overlap <= tile - phase:
+        raise ValueError(
+            "need size >= 1 and 0 <= overlap <= tile - phase, "
+            f"got size {size}, tile {tile}, overlap {overlap}, phase {phase}"
+        )
     if size <= tile:
         return [0]
-    steps = -(-(size - tile) // (tile - overlap))
-    return [i * (size - tile) // steps for i in range(steps + 1)]
+    last = -(-(size - tile) // phase)  # all in units of the phase
+    steps = -(-last // ((tile - overlap) // phase))
+    return [i * last // steps * phase for i in range(steps + 1)]
 
 
 def tile_weights(size: int, tile: int, starts: list[int]) -> list[Weights]:
@@ -48,23 +57,23 @@ def tile_weights(size: int, tile: int, starts: list[int]) -> list[Weights]:
         starts: what :func:`tile_starts` gave.
 
     Returns:
-        One float32 array per tile, over the pixels it covers inside the axis (``min(tile, size)``
-        of them), in (0, 1]; where tiles overlap, their weights sum to one.
+        One float32 array per tile, over the pixels it covers inside the axis, in (0, 1]; where tiles overlap,
+        their weights sum to one.
     """
-    length = min(tile, size)
-    position = np.arange(length) + 0.5
     total = np.zeros(size)
+    ends = [min(start + tile, size) for start in starts]
     raw = []
-    for i, start in enumerate(starts):
-        weight = np.ones(length)
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        position = np.arange(end - start) + 0.5
+        weight = np.ones(end - start)
         if i > 0:  # fade in over what the tile before shares
-            weight = np.minimum(weight, position / max(starts[i - 1] + length - start, 0.5))
+            weight = np.minimum(weight, position / max(ends[i - 1] - start, 0.5))
         if i + 1 < len(starts):
-            weight = np.minimum(weight, position[::-1] / max(start + length - starts[i + 1], 0.5))
-        total[start : start + length] += weight
+            weight = np.minimum(weight, position[::-1] / max(end - starts[i + 1], 0.5))
+        total[start:end] += weight
         raw.append(weight)
-    pairs = zip(starts, raw, strict=True)
-    return [(weight / total[start : start + length]).astype(np.float32) for start, weight in pairs]
+    spans = zip(starts, ends, raw, strict=True)
+    return [(weight / total[start:end]).astype(np.float32) for start, end, weight in spans]
 
 
 @dataclass(frozen=True)
@@ -72,21 +81,33 @@ class Axis:
     """The tiles along one axis of an image.
 
     Attributes:
+        size: pixels of the axis, before the network.
         tile: pixels of a tile.
-        covered: pixels of each tile that lie inside the image.
-        starts, weights: as :func:`tile_starts` and :func:`tile_weights` give them.
+        scale: pixels behind the network for each before it.
+        starts: as :func:`tile_starts` gives them.
+        ends: where each tile ends, or the image in it.
+        weights: of each tile behind the network, over ``scale * (end - start)`` pixels.
     """
 
+    size: int
     tile: int
-    covered: int
+    scale: int
     starts: list[int]
+    ends: list[int]
     weights: list[Weights]
 
+    @property
+    def covered(self) -> int:
+        """Pixels of the first tile that lie inside the image; no tile has more."""
+        return self.ends[0]
 
-def tile_axis(size: int, tile: int, overlap: int) -> Axis:
+
+def tile_axis(size: int, tile: int, overlap: int, phase: int = 1, scale: int = 1) -> Axis:
     """The tiles along an axis of ``size`` pixels; arguments as for :func:`tile_starts`."""
-    starts = tile_starts(size, tile, overlap)
-    return Axis(tile, min(tile, size), starts, tile_weights(size, tile, starts))
+    starts = tile_starts(size, tile, overlap, phase)
+    ends = [min(start + tile, size) for start in starts]
+    weights = tile_weights(scale * size, scale * tile, [scale * start for start in starts])
+    return Axis(size, tile, scale, starts, ends, weights)
 
 
 def reflect(size: int, length: int) -> Indices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,29 @@ if TYPE_CHECKING:
     from echoir.networks.echoir import EchoIR
 
 Io = Literal["float", "uint8"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class FunctionSession:
+    """A session made of a function of whole batches."""
+
+    def __init__(self, function: Callable[[Array], Array]) -> None:
+        self.function = function
+        self.batches: list[int] = []
+        self.closed = False
+
+    def run(self, tiles: Array) -> Array:
+        self.batches.append(len(tiles))
+        return self.function(tiles)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> FunctionSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def make_manifest(
@@ -47,10 +71,11 @@ def make_manifest(
         "model": Model("onnxruntime"),
         "precision": Precision("fp32"),
         "tile": Tile(*tile, overlap, batch, most),
-        "input": TensorSpec("image", **tensor),
-        "output": TensorSpec("restored", **tensor),
         "versions": {"echoir": "0"},
     }
+    network: Descriptor = changes.get("network", fields["network"])
+    fields["input"] = TensorSpec("image", **tensor, colour=network.input)
+    fields["output"] = TensorSpec("restored", **tensor, colour=network.output)
     return Manifest(**(fields | changes))
 
 

@@ -14,10 +14,12 @@ from PIL import Image
 
 from echoir.runtime import Frame, Restorer
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ClosedSessionError, ImageError
 from echoir.runtime.inputs import parts
 
 Array = np.ndarray[Any, np.dtype[Any]]
+NETWORK = Descriptor("none", "denoise", 1)
 COLOUR = np.array([[[200, 100, 40]]], np.uint8)
 
 
@@ -101,7 +103,7 @@ def test_floats_up_to_255_are_refused(halving: Restorer, kind: Any) -> None:
 @given(st.floats(0, 4, width=32))
 def test_floats_near_1_are_taken(brightest: float) -> None:
     image = np.full((2, 2), brightest, np.float32)
-    assert len(parts(image, None, "RGB")[1]) == 1
+    assert len(parts(image, None, "RGB", NETWORK)[1]) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_artifact, make_manifest
+from builders import FunctionSession, make_artifact, make_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,28 +23,6 @@ from echoir.runtime.manifest import UINT8_NHWC, Precision, TensorSpec
 from echoir.runtime.tiling import tile_starts, tile_weights
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class FunctionSession:
-    """A session made of a function of whole batches."""
-
-    def __init__(self, function: Callable[[Array], Array]) -> None:
-        self.function = function
-        self.batches: list[int] = []
-        self.closed = False
-
-    def run(self, tiles: Array) -> Array:
-        self.batches.append(len(tiles))
-        return self.function(tiles)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def __enter__(self) -> FunctionSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def pixels(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> Array:

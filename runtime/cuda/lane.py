@@ -36,11 +36,8 @@ class Slot:
     """Buffers of one batch: on the device, and pinned on the host for :meth:`Lane.run`."""
 
     def __init__(self, cuda: Cuda, memory: Memory, manifest: Manifest, batch: int) -> None:
-        tile = manifest.tile
-        self.staged, self.fetched = (
-            cuda.pinned(spec.shape(batch, tile.height, tile.width), np.dtype(spec.dtype))
-            for spec in (manifest.input, manifest.output)
-        )
+        self.staged = cuda.pinned(manifest.shape("input", batch), np.dtype(manifest.input.dtype))
+        self.fetched = cuda.pinned(manifest.shape("output", batch), np.dtype(manifest.output.dtype))
         self.given, self.made = memory.take(self.staged.nbytes), memory.take(self.fetched.nbytes)
         self.filled, self.written, self.read = cuda.event(), cuda.event(), cuda.event()
         self.graph: Graph | None = None
@@ -78,8 +75,7 @@ class Lane:
         """Give the context its scratch memory, run once, and record a graph of each slot if that can be done."""
         try:
             self._context.set_device_memory(scratch, size)
-            tile = self._manifest.tile
-            shape = self._manifest.input.shape(self.batch, tile.height, tile.width)
+            shape = self._manifest.shape("input", self.batch)
             if not self._context.set_input_shape(self._manifest.input.name, shape):
                 raise BackendError(f"{self._manifest.name} does not take batches of {self.batch}")
             for slot in self._slots:

@@ -22,7 +22,7 @@ from echoir.runtime.cuda.driver import Cuda, Memory, cuda
 from echoir.runtime.cuda.image import ImageLane
 from echoir.runtime.cuda.kernel_cache import KernelCache
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError, MissingExtraError
-from echoir.runtime.manifest import Manifest
+from echoir.runtime.manifest import Manifest, Role
 from echoir.runtime.tiling import Axis
 
 if TYPE_CHECKING:
@@ -99,11 +99,11 @@ class TensorRTSession:
             ClosedSessionError: it was closed.
             BackendError: the run failed.
         """
-        tile, source = self.manifest.tile, self.manifest.input
-        needed = source.shape(len(tiles), tile.height, tile.width)
+        source = self.manifest.input
+        needed = self.manifest.shape("input", len(tiles))
         if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
             raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
-        output = np.empty(self.manifest.output.shape(len(tiles), tile.height, tile.width), self.manifest.output.dtype)
+        output = np.empty(self.manifest.shape("output", len(tiles)), self.manifest.output.dtype)
         with self._lane(min(len(tiles), self.max_batch)) as lane, self._cuda.current():
             lane.run(tiles, output)
         return output
@@ -243,16 +243,16 @@ def _check_place(manifest: Manifest, trt: Any, device: Cuda) -> None:
 
 def _check_tensors(manifest: Manifest, trt: Any, engine: Any) -> int:
     """Refuse an engine whose tensors are not the manifest's; gives the largest batch it takes."""
-    tensors: dict[str, list[tuple[str, str, list[int]]]] = {"input": [], "output": []}
+    tensors: dict[Role, list[tuple[str, str, list[int]]]] = {"input": [], "output": []}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        role = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
+        role: Role = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
         dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name
         tensors[role].append((name, dtype, [max(size, 0) for size in engine.get_tensor_shape(name)]))
     for role, found in tensors.items():
         if len(found) != 1:
             raise ArtifactError(role, f"{len(found)} tensors", "one")
-        check_tensor(role, getattr(manifest, role), manifest, *found[0])
+        check_tensor(role, manifest, *found[0])
     if manifest.tile.batch is not None:
         return manifest.tile.batch
     largest = engine.get_tensor_profile_shape(manifest.input.name, 0)[2]

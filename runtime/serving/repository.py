@@ -17,7 +17,7 @@ from pathlib import Path
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ArtifactError
 from echoir.runtime.files import atomic_write, staged
-from echoir.runtime.manifest import TensorSpec
+from echoir.runtime.manifest import Role, TensorSpec
 from echoir.runtime.serving.session import MANIFEST
 
 BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
@@ -89,15 +89,16 @@ def configuration(artifact: Artifact, *, name: str, max_batch: int, queue: int, 
     # Triton counts an open batch apart. A fixed one belongs to the tensors, and requests run one by one.
     largest = 0 if tile.batch is not None else max_batch
 
-    def dims(spec: TensorSpec) -> str:
-        shape = spec.shape(tile.batch or 1, tile.height, tile.width)
+    def dims(role: Role) -> str:
+        shape = manifest.shape(role, tile.batch or 1)
         return ", ".join(map(str, shape if tile.batch is not None else shape[1:]))
 
-    def tensor(role: str, spec: TensorSpec) -> str:
-        return f"{role} [\n  {{ name: {_quoted(spec.name)} data_type: {TYPES[spec.dtype]} dims: [ {dims(spec)} ] }}\n]"
+    def tensor(role: Role) -> str:
+        spec: TensorSpec = getattr(manifest, role)
+        return f"{role} [\n  {{ name: {_quoted(spec.name)} data_type: {TYPES[spec.dtype]} dims: [ {dims(role)} ] }}\n]"
 
     def warmup(batch: int) -> str:
-        value = f"{{ data_type: {TYPES[manifest.input.dtype]} dims: [ {dims(manifest.input)} ] random_data: true }}"
+        value = f"{{ data_type: {TYPES[manifest.input.dtype]} dims: [ {dims('input')} ] random_data: true }}"
         return (
             f'  {{ name: "batch of {batch or tile.batch}" batch_size: {batch} '
             f"inputs {{ key: {_quoted(manifest.input.name)} value {value} }} }}"
@@ -113,8 +114,8 @@ def configuration(artifact: Artifact, *, name: str, max_batch: int, queue: int, 
             f'backend: "{backend}"',
             f'default_model_filename: "{file}"',
             f"max_batch_size: {largest}",
-            tensor("input", manifest.input),
-            tensor("output", manifest.output),
+            tensor("input"),
+            tensor("output"),
             f"instance_group [\n  {{ count: {instances} kind: {kind} }}\n]",
             "# Requests that wait run together, up to the largest batch; none waits for others to come.",
             f"dynamic_batching {{\n  default_queue_policy {{ max_queue_size: {queue} }}\n}}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from echoir.runtime.contract import Array, check_tensor
 from echoir.runtime.errors import ArtifactError, BackendError, ImageError
 from echoir.runtime.guard import guard
-from echoir.runtime.manifest import Manifest, TensorSpec
+from echoir.runtime.manifest import Manifest, Role
 from echoir.runtime.serving import v2
 from echoir.runtime.serving.connection import FULL, Answer, Connection
 
@@ -88,7 +88,7 @@ class RemoteSession:
         """
         self._client.check_ready()
         tile, source, sink = self.manifest.tile, self.manifest.input, self.manifest.output
-        noise = np.random.default_rng(0).integers(0, 256, (1, tile.height, tile.width, 3), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (1, tile.height, tile.width, source.channels), np.uint8)
         given = noise if source.layout == "NHWC" else noise.transpose(0, 3, 1, 2)
         if source.dtype == "float32":
             given = given / np.float32(255)
@@ -112,7 +112,7 @@ class RemoteSession:
             BackendError: the server refused, failed, or gave no answer that makes sense.
         """
         tile, source = self.manifest.tile, self.manifest.input
-        needed = source.shape(len(tiles), tile.height, tile.width)
+        needed = self.manifest.shape("input", len(tiles))
         if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
             raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
         outputs = []
@@ -192,8 +192,7 @@ class _Client:
 
     def infer(self, tiles: Array, manifest: Manifest) -> Array:
         """One request."""
-        sink = manifest.output
-        shape = sink.shape(len(tiles), manifest.tile.height, manifest.tile.width)
+        sink, shape = manifest.output, manifest.shape("output", len(tiles))
         body, headers = v2.request(tiles, manifest.input, sink)
         most = v2.MOST_JSON + math.prod(shape) * np.dtype(sink.dtype).itemsize
         answer = self._connection.ask(f"{self._at}/infer", body, headers, most=most)
@@ -229,8 +228,7 @@ class _Client:
     def _check_metadata(self, metadata: dict[str, Any], manifest: Manifest) -> None:
         if metadata.get("name") != self.name:
             raise ArtifactError("name", metadata.get("name"), self.name, "the server answers for another model")
-        specs: tuple[tuple[str, TensorSpec], ...] = (("input", manifest.input), ("output", manifest.output))
-        for role, spec in specs:
+        for role in get_args(Role):
             found = metadata.get(f"{role}s")
             if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
                 raise ArtifactError(
@@ -241,7 +239,7 @@ class _Client:
             # Triton's C++ and other servers write sizes as numbers or as text.
             sizes = [max(int(size), 0) for size in shape] if isinstance(shape, list) and all(map(_whole, shape)) else []
             datatype = str(tensor.get("datatype"))
-            check_tensor(role, spec, manifest, str(tensor.get("name")), v2.DTYPES.get(datatype, datatype), sizes)
+            check_tensor(role, manifest, str(tensor.get("name")), v2.DTYPES.get(datatype, datatype), sizes)
 
 
 def _whole(size: object) -> bool:
