@@ -29,91 +29,91 @@ Array = np.ndarray[Any, np.dtype[Any]]
 QUALITY = 95
 
 
-def encode(pixels: Array, format: str, path: Path, quality: int | None, like: Picture) -> None:
-    """Write pixels with what else is in the file of another picture.
+def encode(format: str, path: Path, quality: int | None, picture: Picture) -> None:
+    """Write a picture with all else that it carries.
 
     Args:
-        pixels: [H, W, C] as those of ``like``, contiguous.
         format: ``"png"``, ``"jpeg"``, ``"tiff"`` or ``"webp"``.
         path: a file that may be replaced.
         quality: as for :func:`echoir.runtime.images.save_picture`.
-        like: where everything but the pixels comes from.
+        picture: the picture; its pixels are contiguous.
 
     Raises:
         pyvips.Error: libvips could not write it.
         OSError: the file could not be changed.
     """
     use_threads()
-    image = _image(pixels, like)
+    image = _image(picture)
     target = os.fsencode(path)
     # libvips would make up EXIF for a picture that has none. Orientation needs it, outside TIFF.
-    orientation = like.metadata["orientation"].get() if "orientation" in like.metadata else 1
-    exif = "exif-data" in like.metadata or orientation != 1
-    if like.format == "tiff" and format != "tiff" and (tags := carried(like.extras.tags or {})):
+    orientation = picture.metadata["orientation"].get() if "orientation" in picture.metadata else 1
+    exif = "exif-data" in picture.metadata or orientation != 1
+    if picture.format == "tiff" and format != "tiff" and (tags := carried(picture.extras.tags or {})):
         image.set_type(vips().GValue.blob_type, "exif-data", to_exif(tags))
         exif = True
     kinds = vips().ForeignKeep
     keep = kinds.ALL if exif else kinds.ALL & ~kinds.EXIF
     if format == "png":
         # Text is never libvips' work: nothing beyond ASCII would survive.
-        keep = kinds.NONE if like.format == "png" else keep & ~(kinds.XMP | kinds.OTHER)
+        keep = kinds.NONE if picture.format == "png" else keep & ~(kinds.XMP | kinds.OTHER)
         image.pngsave(target, filter="all", bitdepth=16 if image.format == "ushort" else 8, keep=keep)
-        put_chunks(path, _png_chunks(like, orientation))
+        put_chunks(path, _png_chunks(picture, orientation))
     elif format == "jpeg":
-        same = like.format == "jpeg"
+        same = picture.format == "jpeg"
         image.jpegsave(target, Q=quality or QUALITY, subsample_mode="off", keep=kinds.NONE if same else keep)
         if same:
-            segments = like.extras.segments
+            segments = picture.extras.segments
             put_segments(
                 path, [(m, with_orientation(data, orientation) if m == 0xE1 else data) for m, data in segments]
             )
         elif not exif:
-            put_segments(path, [jfif_segment(like.resolution)])
+            put_segments(path, [jfif_segment(picture.resolution)])
     elif format == "webp":
-        lossless = quality == 100 or (quality is None and like.extras.lossless)
+        lossless = quality == 100 or (quality is None and picture.extras.lossless)
         image.webpsave(target, Q=quality or QUALITY, lossless=lossless, exact=True, keep=keep)
     else:
-        big = like.pixels.nbytes > 3 << 30  # past 4 GB offsets need 64 bits
+        big = picture.pixels.nbytes > 3 << 30  # past 4 GB offsets need 64 bits
         image.tiffsave(target, compression="deflate", predictor="horizontal", bigtiff=big, keep=keep)
         with open(path, "r+b") as file:
-            add_tags(file, _tiff_tags(like))
+            add_tags(file, _tiff_tags(picture))
 
 
-def _png_chunks(like: Picture, orientation: int) -> list[tuple[bytes, bytes]]:
+def _png_chunks(picture: Picture, orientation: int) -> list[tuple[bytes, bytes]]:
     """The chunks for a PNG: those of the PNG before, or what another format has in their stead."""
-    if like.format == "png":
+    if picture.format == "png":
         return [
             (kind, with_orientation(data, orientation) if kind == b"eXIf" else data)
-            for kind, data in fitting_chunks(like.extras.chunks, like.pixels.shape[2])
+            for kind, data in fitting_chunks(picture.extras.chunks, picture.pixels.shape[2])
         ]
     chunks = []
-    if like.resolution is not None:
-        chunks.append(resolution_chunk(*like.resolution))
-    if "xmp-data" in like.metadata:
-        chunks.append(xmp_chunk(like.metadata["xmp-data"].get()))
-    if comment := like.extras.comment:
+    if picture.resolution is not None:
+        chunks.append(resolution_chunk(*picture.resolution))
+    if "xmp-data" in picture.metadata:
+        chunks.append(xmp_chunk(picture.metadata["xmp-data"].get()))
+    if comment := picture.extras.comment:
         chunks.append(comment_chunk(comment))
     return chunks
 
 
-def _tiff_tags(like: Picture) -> dict[int, Tag]:
+def _tiff_tags(picture: Picture) -> dict[int, Tag]:
     """The tags for a TIFF: those of the TIFF or the EXIF before, and what libvips would say wrongly."""
-    tags = dict(carried(like.extras.tags or {}))
-    if like.resolution is None:
+    tags = dict(carried(picture.extras.tags or {}))
+    if picture.resolution is None:
         tags[RESOLUTION_UNIT] = Tag(3, 1, b"\1\0")  # none
-    if like.fourth:
+    if picture.fourth:
         tags[EXTRA_SAMPLES] = Tag(3, 1, b"\0\0")  # unspecified
     return tags
 
 
-def _image(pixels: Array, like: Picture) -> pyvips.Image:
-    """Pixels as a libvips image (no copy) with the metadata of another picture."""
+def _image(picture: Picture) -> pyvips.Image:
+    """A picture as a libvips image with its metadata; no copy."""
+    pixels = picture.pixels
     height, width, bands = pixels.shape
     deep = pixels.dtype == np.uint16
     image = vips().Image.new_from_memory(pixels.data, width, height, bands, "ushort" if deep else "uchar")
-    kind = ("grey16" if deep else "b-w") if like.gray else ("rgb16" if deep else "srgb")
-    xres, yres = like.resolution or (1.0, 1.0)
+    kind = ("grey16" if deep else "b-w") if picture.gray else ("rgb16" if deep else "srgb")
+    xres, yres = picture.resolution or (1.0, 1.0)
     image = image.copy(interpretation=kind, xres=xres, yres=yres)
-    for name, value in like.metadata.items():
+    for name, value in picture.metadata.items():
         vips().vips_lib.vips_image_set(image.pointer, encoded(name), value.pointer)
     return image

@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,13 @@ def picture_size(path: str | os.PathLike[str], *, upright: bool = False) -> tupl
 
 
 def save_picture(
-    path: str | os.PathLike[str], rows: Iterable[Array], like: Picture, *, quality: int | None = None
+    path: str | os.PathLike[str],
+    rows: Iterable[Array],
+    like: Picture,
+    *,
+    quality: int | None = None,
+    scale: Fraction = Fraction(1),
+    channels: int | None = None,
 ) -> None:
     """Write restored rows as a picture with the alpha channel and the metadata of another.
 
@@ -144,33 +151,28 @@ def save_picture(
     Args:
         path: the target; its suffix is the format (:data:`WRITABLE`). It appears whole or not at all.
         rows: strips from top to bottom, as :meth:`Picture.read_rows` gives them and
-            ``Restorer.strips`` yields them; together as high as ``like``.
+            ``Restorer.strips`` yields them; together as high as ``like``, times the scale.
         like: where alpha and metadata come from.
         quality: 1 to 100, of JPEG (4:4:4, colour at full resolution) and WebP; 100 is lossless WebP. None
             is 95, and lossless for a WebP that comes from a lossless one.
+        scale, channels: of the rows, where they are not those of ``like``; see :meth:`Picture.canvas`.
 
     Raises:
         ImageError: the target cannot be written, or cannot hold these pixels.
         BackendError: as :func:`open_picture`.
     """
     path = Path(path)
-    format = _check_target(path, like)
+    made = like.canvas(scale, channels)
+    format = _check_target(path, made)
     with atomic_write(path) as temporary:
-        pixels = np.empty_like(like.pixels)
         done = 0
         for strip in rows:
-            target = pixels[done : done + len(strip)]
-            if like.gray:
-                target[:, :, 0] = strip
-            else:
-                target[:, :, :3] = strip
+            made.read_rows(done, done + len(strip))[...] = strip
             done += len(strip)
-        if done != like.height:
-            raise ValueError(f"got {done} rows for a picture of {like.height}")
-        if like.alpha is not None:
-            pixels[:, :, -1] = like.alpha
+        if done != made.height:
+            raise ValueError(f"got {done} rows for a picture of {made.height}")
         try:
-            encode(pixels, format, temporary, quality, like)
+            encode(format, temporary, quality, made)
         except (vips().Error, UnicodeDecodeError) as error:
             cause = cause_of(error)
             not_of_the_file(cause)

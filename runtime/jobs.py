@@ -26,7 +26,7 @@ from echoir.runtime.turns import Turn, Turns
 
 # Jobs under way: while one is restored, the one before it is encoded or the one after it decoded.
 WORKERS = 2
-ALONE = 32_000_000  # pixels from which a picture is decoded, restored and encoded by itself, for its memory's sake
+ALONE = 32_000_000  # pixels, enlarged, from which a picture is decoded, restored and encoded by itself, for its memory's sake
 Exists = Literal["skip", "overwrite", "error"]
 
 
@@ -278,7 +278,7 @@ def restore(
     todo = list(pending(jobs, report, exists))
     sizes = [_size(job.source, upright, max_pixels) for job in todo]
     # The ETA counts tiles, since images differ in size.
-    tiles = [restorer.tiles(*size) if size else 0 for size in sizes]
+    tiles = [_tiles(restorer, size) for size in sizes]
     with Progress("restore", sum(tiles), "tiles", log_json=log_json, quiet=quiet) as progress:
         telling = Lock()
 
@@ -313,7 +313,7 @@ def restore(
         with ThreadPoolExecutor(WORKERS) as pool:
             futures: list[Future[list[str] | Failure]] = []
             for number, (job, size) in enumerate(zip(todo, sizes, strict=True)):
-                alone = size is None or size[0] * size[1] > ALONE
+                alone = size is None or size[0] * size[1] * restorer.manifest.network.scale**2 > ALONE
                 turn = Turn(turns, number, alone, partial(tell, number))
                 futures.append(pool.submit(_in_turn, restorer, job, turn, upright, max_pixels))
             rest = deque(zip(todo, futures, strict=True))
@@ -354,6 +354,15 @@ def _size(source: Path, upright: bool, max_pixels: int) -> tuple[int, int] | Non
     return (height, width) if height * width <= max_pixels else None
 
 
+def _tiles(restorer: Restorer, size: tuple[int, int] | None) -> int:
+    """Tiles of a picture of a size; zero for what will turn out unreadable, or not to fit the network."""
+    channels = 1 if restorer.manifest.network.input == "RGGB" else 3  # here any other picture is like RGB
+    try:
+        return restorer.tiles(*size, channels) if size else 0
+    except ImageError:
+        return 0
+
+
 def restore_one(
     restorer: Restorer,
     job: Job,
@@ -381,8 +390,15 @@ def restore_one(
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"cannot create the folder {job.target.parent}: {error.strerror or error}") from error
-    rows = restorer.strips(picture.read_rows, picture.height, picture.width, on_tiles=on_tiles)
-    save_picture(job.target, take(rows), picture)
+    try:
+        way = restorer.route(picture.channels)
+        way.size(picture.height, picture.width)
+    except ImageError as error:
+        raise ImageError(f"cannot restore {job.source}: {error}") from None
+    rows = restorer.strips(
+        picture.read_rows, picture.height, picture.width, channels=picture.channels, on_tiles=on_tiles
+    )
+    save_picture(job.target, take(rows), picture, scale=way.scale, channels=way.result)
     return picture.left_behind(job.target)
 
 

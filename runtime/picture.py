@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echoir.runtime.segments import Extras
+from echoir.runtime.channels import enlarged
+from echoir.runtime.segments import Extras, scaled_extras, without_profile
 from echoir.runtime.tags import EXTRA_SAMPLES
+from echoir.runtime.vips import scaled_fields
 
 if TYPE_CHECKING:
     import pyvips
@@ -55,6 +58,11 @@ class Picture:
         return self.pixels.shape[2] < 3
 
     @property
+    def channels(self) -> int:
+        """Without alpha: 1 gray, 3 RGB."""
+        return 1 if self.gray else 3
+
+    @property
     def rgb(self) -> Array:
         """The colours [H, W, 3] without alpha; gray in all three. A view."""
         return (
@@ -71,6 +79,29 @@ class Picture:
         """Whether what stands in the place of an alpha channel is something else, as a scanner's infrared."""
         tag = (self.extras.tags or {}).get(EXTRA_SAMPLES)
         return self.format == "tiff" and self.alpha is not None and tag is not None and tag.numbers[:1] == [0]
+
+    def canvas(self, scale: Fraction = Fraction(1), channels: int | None = None) -> Picture:
+        """An empty picture for what becomes of this one, with its metadata and alpha.
+
+        Args:
+            scale: pixels of the new one for each of this one, each side. Alpha is enlarged with it, and so is what
+                the file says of resolution and size.
+            channels: of the new one without alpha, 1 gray or 3 RGB; None keeps this one's.
+        """
+        alpha = self.alpha
+        size = int(self.height * scale), int(self.width * scale)
+        pixels = np.empty((*size, (channels or self.channels) + (alpha is not None)), self.pixels.dtype)
+        if alpha is not None:
+            pixels[:, :, -1] = enlarged(alpha, scale)
+        metadata, extras, resolution = self.metadata, self.extras, self.resolution
+        if channels not in (None, self.channels):
+            metadata = {name: value for name, value in metadata.items() if name != "icc-profile-data"}
+            extras = without_profile(extras)
+        if scale != 1:
+            extras = scaled_extras(extras, float(scale), *size)
+            metadata = scaled_fields(metadata, float(scale), *size)
+            resolution = resolution and (resolution[0] * float(scale), resolution[1] * float(scale))
+        return replace(self, pixels=pixels, resolution=resolution, metadata=metadata, extras=extras)
 
     def left_behind(self, target: Path) -> list[str]:
         """What the file holds and a picture saved as ``target`` will not, in words."""

@@ -6,6 +6,7 @@ sections 5.3 and 11.3; JPEG, ITU-T T.81, annex B; JFIF 1.02; CIPA DC-007 (severa
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import struct
 import zlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from echoir.runtime.tags import Tags, read_exif, read_tags
+from echoir.runtime.tags import Tags, read_exif, read_tags, scaled_exif, scaled_tags
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_BODY = 2  # behind the start-of-image marker
@@ -62,6 +63,60 @@ class Extras:
     def comment(self) -> bytes:
         """A JPEG's first."""
         return next((data for marker, data in self.segments if marker == 0xFE), b"")
+
+
+def scaled_extras(extras: Extras, scale: float, height: int, width: int) -> Extras:
+    """What belongs to a picture that was enlarged, in place of what belonged to it before.
+
+    Resolution and size are those of the new one, wherever they stand; all else stays as it is.
+    """
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        if kind == b"eXIf":
+            return scaled_exif(data, scale, height, width)
+        if kind == b"pHYs" and len(data) == 9:  # pixels per unit
+            return (
+                struct.pack(">II", *(min(round(scale * n), 2**31 - 1) for n in struct.unpack(">II", data[:8])))
+                + data[8:]
+            )
+        if kind == b"sCAL":  # the size of a pixel, as text
+            return data[:1] + b"\0".join(_scaled_text(text, 1 / scale) for text in data[1:].split(b"\0"))
+        return data
+
+    def segment(marker: int, data: bytes) -> bytes:
+        if marker == 0xE1 and data.startswith(_EXIF):
+            return scaled_exif(data, scale, height, width)
+        if marker == 0xE0 and data[7:8] in (b"\1", b"\2"):
+            return (
+                data[:8]
+                + struct.pack(">HH", *(min(round(scale * n), 65535) for n in struct.unpack(">HH", data[8:12])))
+                + data[12:]
+            )
+        return data
+
+    return dataclasses.replace(
+        extras,
+        chunks=tuple((kind, chunk(kind, data)) for kind, data in extras.chunks),
+        segments=tuple((marker, segment(marker, data)) for marker, data in extras.segments),
+        tags=None if extras.tags is None else scaled_tags(extras.tags, scale, height, width),
+    )
+
+
+def without_profile(extras: Extras) -> Extras:
+    """Without a colour profile, which is for pictures of the same channels."""
+    return dataclasses.replace(
+        extras,
+        chunks=tuple((kind, data) for kind, data in extras.chunks if kind != b"iCCP"),
+        segments=tuple((m, data) for m, data in extras.segments if not data.startswith(b"ICC_PROFILE\0")),
+    )
+
+
+def _scaled_text(text: bytes, scale: float) -> bytes:
+    """A number as text, times a scale."""
+    try:
+        return f"{float(text) * scale:.9g}".encode()
+    except ValueError:
+        return text
 
 
 def read_extras(file: BinaryIO, format: str) -> Extras:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
 from typing import BinaryIO
 
@@ -21,6 +23,8 @@ _LIMIT = 1 << 26  # bytes of one tag; far more than any, far less than a hostile
 PHOTOMETRIC, ORIENTATION, SAMPLES, X_RESOLUTION, RESOLUTION_UNIT, EXTRA_SAMPLES = 262, 274, 277, 282, 296, 338
 STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES = 273, 279, 324, 325
 _INTEROPERABILITY = 40965  # a third such folder, of no use here
+_PIXEL_X, _PIXEL_Y = 40962, 40963  # EXIF's own width and height
+_DENSITIES = {X_RESOLUTION, 283, 41486, 41487}  # pixels per unit, of the print and of the sensor
 _FOLDERS = (34665, 34853)  # EXIF's and GPS' own tags
 # How the pixels lie in the file, which the new file settles for itself; and pointers to what stays behind.
 _STRUCTURE = {
@@ -94,6 +98,53 @@ def with_orientation(exif: bytes, orientation: int) -> bytes:
     except struct.error:  # cut short: no orientation there
         pass
     return prefix + bytes(block)
+
+
+def scaled_tags(tags: Tags, scale: float, height: int, width: int) -> Tags:
+    """Tags of a TIFF that say of an enlarged picture what they said of the picture before."""
+    folders = {number: tag.folder for number, tag in tags.items() if tag.folder is not None}
+    new = {number: Tag(4, 1, folder=scaled_tags(folder, scale, height, width)) for number, folder in folders.items()}
+    for number, side in ((_PIXEL_X, width), (_PIXEL_Y, height)):
+        if number in tags:
+            new[number] = Tag(4, 1, struct.pack("<I", side))
+    for number in _DENSITIES & tags.keys():
+        if tags[number].type == 5 and tags[number].count == 1:
+            new[number] = Tag(5, 1, struct.pack("<II", *_scaled(tags[number].numbers, scale)))
+    return {**tags, **new}
+
+
+def scaled_exif(exif: bytes, scale: float, height: int, width: int) -> bytes:
+    """The same for an EXIF block; nothing in it moves."""
+    prefix = b"Exif\0\0" if exif.startswith(b"Exif\0\0") else b""
+    block = bytearray(exif[len(prefix) :])
+    order = {b"II": "<", b"MM": ">"}.get(bytes(block[:2]))
+    if order is None:
+        return exif
+
+    def change(start: int, depth: int) -> None:
+        (count,) = struct.unpack_from(order + "H", block, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            number, kind, values = struct.unpack_from(order + "HHI", block, place)
+            if number == _FOLDERS[0] and depth == 0:
+                change(struct.unpack_from(order + "I", block, place + 8)[0], 1)
+            elif number in (_PIXEL_X, _PIXEL_Y) and values == 1:
+                side = width if number == _PIXEL_X else height
+                struct.pack_into(order + "HHII", block, place, number, 4, 1, side)
+            elif number in _DENSITIES and (kind, values) == (5, 1):
+                (at,) = struct.unpack_from(order + "I", block, place + 8)
+                numbers = list(struct.unpack_from(order + "II", block, at))
+                struct.pack_into(order + "II", block, at, *_scaled(numbers, scale))
+
+    with suppress(struct.error):  # cut short
+        change(struct.unpack_from(order + "I", block, 4)[0], 0)
+    return prefix + bytes(block)
+
+
+def _scaled(rational: list[int], scale: float) -> tuple[int, int]:
+    """A rational number of 32 bits, times a scale."""
+    value = Fraction(*rational) * Fraction(scale) if rational[1] else Fraction(0)
+    value = value.limit_denominator(2**16)
+    return (value.numerator, value.denominator) if value.numerator < 2**32 else (rational[0], rational[1])
 
 
 def add_tags(file: BinaryIO, tags: Tags) -> None:

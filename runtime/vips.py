@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from echoir.runtime.errors import BackendError
+from echoir.runtime.tags import scaled_exif
 
 if TYPE_CHECKING:
     import pyvips
@@ -97,3 +100,26 @@ def encoded(name: str) -> bytes:
 def header_fields() -> frozenset[str]:
     """What every libvips image has: its shape and the like, no metadata."""
     return frozenset(fields_of(vips().Image.black(1, 1))) | {"filename"}
+
+
+def scaled_fields(
+    metadata: dict[str, pyvips.GValue], scale: float, height: int, width: int
+) -> dict[str, pyvips.GValue]:
+    """The fields of EXIF that say of an enlarged picture what they said of the picture before."""
+    new = {}
+    for name in ("ifd0-XResolution", "ifd0-YResolution", "ifd2-FocalPlaneXResolution", "ifd2-FocalPlaneYResolution"):
+        if (value := metadata.get(f"exif-{name}")) is not None:
+            with suppress(ValueError, ZeroDivisionError):
+                density = Fraction(value.get().partition(" ")[0]) * Fraction(scale)
+                new[f"exif-{name}"] = _gvalue(vips().GValue.gstr_type, str(density.limit_denominator(2**16)))
+    if "exif-data" in metadata:
+        exif = scaled_exif(metadata["exif-data"].get(), scale, height, width)
+        new["exif-data"] = _gvalue(vips().GValue.blob_type, exif)
+    return {**metadata, **new}
+
+
+def _gvalue(kind: int, content: str | bytes) -> pyvips.GValue:
+    value = vips().GValue()
+    value.set_type(kind)
+    value.set(content)
+    return value

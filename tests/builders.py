@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.descriptor import Descriptor
+from echoir.runtime.descriptor import CHANNELS, Descriptor
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Io = Literal["float", "uint8"]
 Array = np.ndarray[Any, np.dtype[Any]]
+PLAIN = Descriptor("none", "denoise", 1, multiple=(8, 8))
 
 
 class FunctionSession:
@@ -66,7 +67,7 @@ def make_manifest(
     tensor: dict[str, Any] = FLOAT_NCHW if io == "float" else UINT8_NHWC
     fields: dict[str, Any] = {
         "name": "test",
-        "network": Descriptor("none", "denoise", 1, multiple=(8, 8)),
+        "network": PLAIN,
         "checkpoint": CheckpointRecord("none", "0" * 64),
         "model": Model("onnxruntime"),
         "precision": Precision("fp32"),
@@ -88,19 +89,35 @@ def make_model(
     free: bool = False,
     gain: float = 1.0,
     bias: float = 0.0,
+    network: Descriptor = PLAIN,
 ) -> None:
     """Write an ONNX model that gives ``gain * image + bias`` (in units of [0, 1] for both ``io``).
 
-    ``gain=1, bias=0`` is the identity; ``gain=0, bias=0`` a black frame; ``bias=nan`` gives NaN.
+    ``gain=1, bias=0`` is the identity; ``gain=0, bias=0`` a black frame; ``bias=nan`` gives NaN. A ``network`` of
+    another scale repeats pixels; one whose output has other channels than its input gives the input's mean in all.
     """
     n: Any = batch if batch is not None else "batch"
     sides: list[Any] = ["rows", "columns"] if free else [*tile]
-    shape = [n, 3, *sides] if io == "float" else [n, *sides, 3]
+    given, made, scale = CHANNELS[network.input], CHANNELS[network.output], network.scale
+    large: list[Any] = ["rows out", "columns out"] if free else [scale * side for side in tile]
+    shapes = [[n, given, *sides], [n, made, *large]] if io == "float" else [[n, *sides, given], [n, *large, made]]
     kind = TensorProto.FLOAT if io == "float" else TensorProto.UINT8
     white = 1.0 if io == "float" else 255.0
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["float", "gain"], ["scaled"]),
+    axis, picture, factors = (1, "float", (1, 1, scale, scale)) if io == "float" else (3, "float", (1, scale, scale, 1))
+    nodes = [helper.make_node("Cast", ["image"], [picture], to=TensorProto.FLOAT)]
+    if given != made:
+        copies = [made if i == axis else 1 for i in range(4)]
+        nodes += [
+            helper.make_node("ReduceMean", [picture], ["mean"], axes=[axis], keepdims=1),
+            helper.make_node("Tile", ["mean", "copies"], [picture := "copied"]),
+        ]
+    if scale > 1:
+        resize: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
+        nodes.append(
+            helper.make_node("Resize", [picture, "", "factors"], [picture := "large"], nearest_mode="floor", **resize)
+        )
+    nodes += [
+        helper.make_node("Mul", [picture, "gain"], ["scaled"]),
         helper.make_node("Add", ["scaled", "bias"], ["moved"]),
     ]
     if io == "uint8":
@@ -111,13 +128,18 @@ def make_model(
         ]
     else:
         nodes.append(helper.make_node("Identity", ["moved"], ["restored"]))
-    constants = {"gain": gain, "bias": bias * white, "low": 0.0, "high": 255.0}
+    values = {"gain": gain, "bias": bias * white, "low": 0.0, "high": 255.0}
+    constants = {name: np.asarray(value, np.float32) for name, value in values.items()}
+    if scale > 1:
+        constants["factors"] = np.array(factors, np.float32)
+    if given != made:
+        constants["copies"] = np.array(copies, np.int64)
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info("image", kind, shape)],
-        [helper.make_tensor_value_info("restored", kind, shape)],
-        [numpy_helper.from_array(np.float32(value), name) for name, value in constants.items()],
+        [helper.make_tensor_value_info("image", kind, shapes[0])],
+        [helper.make_tensor_value_info("restored", kind, shapes[1])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
@@ -139,8 +161,11 @@ def make_artifact(
 ) -> Artifact:
     """Write model and manifest; see :func:`make_model` and :func:`make_manifest`."""
     path = folder / f"{name}.onnx"
-    make_model(path, io=io, tile=tile, batch=batch, free=most is not None, gain=gain, bias=bias)
-    manifest = make_manifest(io=io, tile=tile, overlap=overlap, batch=batch, most=most, name=name, **changes)
+    network = changes.pop("network", PLAIN)
+    free = most is not None
+    make_model(path, io=io, tile=tile, batch=batch, free=free, gain=gain, bias=bias, network=network)
+    sizes: dict[str, Any] = {"tile": tile, "overlap": overlap, "batch": batch, "most": most}
+    manifest = make_manifest(io=io, name=name, network=network, **sizes, **changes)
     return write_artifact(manifest, path)
 
 
