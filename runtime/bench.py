@@ -112,7 +112,7 @@ def sample_tiles(spec: TensorSpec, tile: tuple[int, int], batch: int) -> Array:
     Noise, not zeros: constant input can hit fast paths, and denormals slow ones.
     """
     low, high = spec.range
-    noise = np.random.default_rng(0).uniform(low, high, (batch, *tile, 3))
+    noise = np.random.default_rng(0).uniform(low, high, (batch, *tile, spec.channels))
     tiles = np.rint(noise).astype(np.uint8) if spec.dtype == "uint8" else noise.astype(np.float32)
     return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)) if spec.layout == "NCHW" else tiles
 

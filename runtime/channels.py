@@ -90,6 +90,11 @@ class Route:
             yield np.clip(pixels, 0, peak, out=pixels).astype(dtype)
 
 
+def keeps_pictures(network: Descriptor) -> bool:
+    """Whether every picture keeps its size and its channels."""
+    return network.scale == 1 and network.input == network.output
+
+
 def route(network: Descriptor, channels: int) -> Route:
     """The way of pictures with so many channels through a network.
 

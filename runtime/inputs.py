@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from echoir.runtime.channels import PEAKS, enlarged, route
+from echoir.runtime.channels import PEAKS, Route, enlarged, route
 from echoir.runtime.contract import Array
 from echoir.runtime.descriptor import CHANNELS, Descriptor
 from echoir.runtime.errors import ImageError
@@ -84,11 +84,7 @@ def parts(image: object, out: Array | None, colour: Colour, network: Descriptor)
     if 0 in array.shape:
         raise ImageError(f"an image has at least one pixel, got shape {array.shape}")
     _check_type(array)
-    *several, height, width, depth = array.shape if array.ndim > 2 else (*array.shape, 1)
-    alpha = depth == 4 and network.input != "RGGB"
-    way = route(network, depth - alpha)
-    size = way.size(height, width)
-    shape = (*several, *size) if array.ndim == 2 and way.result == 1 else (*several, *size, way.result + alpha)
+    way, alpha, shape = _result(array.shape, network)
     filled = np.empty(shape, array.dtype) if out is None else out
     if (filled.shape, filled.dtype) != (shape, array.dtype):
         raise ImageError(f"out must be {array.dtype} {shape} for this image, got {filled.dtype} {filled.shape}")
@@ -103,6 +99,20 @@ def parts(image: object, out: Array | None, colour: Colour, network: Descriptor)
         source = source[..., :-1] if alpha else source
         images.append(_part(_colours(source, colour), _colours(target, colour)))
     return filled, images
+
+
+def _result(shape: tuple[int, ...], network: Descriptor) -> tuple[Route, bool, tuple[int, ...]]:
+    """How an image of this shape goes through a network; whether it has alpha; the shape of what comes out.
+
+    Raises:
+        ImageError: the network does not take it.
+    """
+    *several, height, width, depth = shape if len(shape) > 2 else (*shape, 1)
+    alpha = depth == 4 and network.input != "RGGB"
+    way = route(network, depth - alpha)
+    size = way.size(height, width)
+    flat = len(shape) == 2 and way.result == 1
+    return way, alpha, (*several, *size) if flat else (*several, *size, way.result + alpha)
 
 
 def _check_type(array: Array) -> None:

@@ -26,7 +26,7 @@ from echoir.runtime.turns import Turn, Turns
 
 # Jobs under way: while one is restored, the one before it is encoded or the one after it decoded.
 WORKERS = 2
-ALONE = 32_000_000  # pixels, enlarged, from which a picture is decoded, restored and encoded by itself, for its memory's sake
+ALONE = 32_000_000  # pixels, enlarged, from which a picture is worked on by itself, for its memory's sake
 Exists = Literal["skip", "overwrite", "error"]
 
 

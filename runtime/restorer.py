@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from echoir.runtime import fit
-from echoir.runtime.channels import PEAKS, Floats, Route, route
+from echoir.runtime.channels import PEAKS, Floats, Route, keeps_pictures, route
 from echoir.runtime.contract import Array, Device, ImageSession, ReadStrip, Session
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.guard import check_output, guard
@@ -168,6 +168,8 @@ class Restorer:
         """
         from echoir.runtime.streams.pipeline import ImageStream
 
+        if deadline is not None and policy == "pass" and not keeps_pictures(network := self.manifest.network):
+            raise ValueError(f"{network.name} changes a picture's size or channels: no frame can pass unrestored")
         return ImageStream(partial(self, colour=colour), frames, deadline, policy, depth)
 
     def fitted(self, height: int, width: int) -> Restorer:

@@ -225,3 +225,21 @@ def test_an_overlap_is_held_to_what_the_network_needs(overlap: int, allowed: boo
     else:
         with pytest.raises(ArtifactError, match=r"overlap: found .*, needed 4 to 8"):
             Restorer(session, manifest, overlap=overlap)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_frames_of_an_enlarging_network_go_out_enlarged_in_buffers_that_are_used_again(scale: int) -> None:
+    images = [np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8) for i in range(20)]
+    restored, buffers = [], set()
+    for frame in enlarger(scale).stream(iter(images)):
+        buffers.add(frame.image.ctypes.data)
+        restored.append(frame.image.copy())
+    for image, made in zip(images, restored, strict=True):
+        np.testing.assert_array_equal(made, image.repeat(scale, 0).repeat(scale, 1))
+    assert len(buffers) < 15
+
+
+def test_frames_cannot_pass_where_the_network_changes_their_size() -> None:
+    with pytest.raises(ValueError, match="no frame can pass unrestored"):
+        enlarger(2).stream(iter([]), deadline=1.0)
+    assert list(enlarger(2).stream(iter([]), deadline=1.0, policy="drop")) == []

@@ -159,9 +159,13 @@ def stream(
 
     if sink == "-" and os.isatty(1):
         raise click.UsageError("standard output is a terminal: pipe it into a program or a file")
+    from echoir.runtime.channels import keeps_pictures
+
     wanted = _wishes(source, **wishes)
     settings: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "strength": strength}
     with open_restorer(model, device, quiet=quiet or log_json, **settings) as restorer:
+        if not keeps_pictures(network := restorer.manifest.network):
+            raise click.UsageError(f"{network.name} changes a picture's size or channels, and a stream keeps them")
         run = _Run(restorer, source, sink, wanted, deadline and deadline / 1e3, policy, queue, realtime)
         code = run((matrix, range_, siting), log_json, quiet)
     if code:

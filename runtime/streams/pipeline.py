@@ -348,6 +348,7 @@ class ImageStream:
     ) -> None:
         self._restorer, self._frames = restorer, frames
         self._spare: deque[Array] = deque()
+        self._sizes: tuple[tuple[int, ...], ...] = ()  # of the last image restored, and of what came out
         self._stream: Stream[Frame] = Stream(
             self._copied(), self._restored, deadline=deadline, policy=policy, depth=depth, discard=self._give_back
         )
@@ -372,25 +373,31 @@ class ImageStream:
     def _copied(self) -> Iterator[Frame]:
         for given in self._frames:
             frame = given if isinstance(given, Frame) else Frame(*given) if _timed(given) else Frame(check_array(given))
-            image = self._buffer(check_array(frame.image))
+            image = check_array(frame.image)
+            image = self._buffer(image.shape, image.dtype)
             np.copyto(image, frame.image)
             yield Frame(image, frame.time, frame.data)
 
     def _restored(self, frame: Frame) -> Frame:
-        image = self._restorer(frame.image, out=self._buffer(frame.image))
+        shape, dtype = frame.image.shape, frame.image.dtype
+        known = self._sizes and self._sizes[0] == shape
+        image = self._restorer(frame.image, out=self._buffer(self._sizes[1], dtype) if known else None)
+        self._sizes = shape, image.shape
         self._give_back(frame)
         frame.image = image
         return frame
 
-    def _buffer(self, like: Array) -> Array:
-        while self._spare:
+    def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        for _ in range(len(self._spare)):
             try:
-                spare = self._spare.pop()
+                spare = self._spare.popleft()
             except IndexError:  # another thread took the last
                 break
-            if spare.shape == like.shape and spare.dtype == like.dtype:
+            if (spare.shape, spare.dtype) == (shape, dtype):
                 return spare
-        return np.empty_like(like, order="C", subok=False)
+            if spare.shape in self._sizes:  # what comes out may be of another size
+                self._spare.append(spare)
+        return np.empty(shape, dtype)
 
     def _give_back(self, frame: Frame) -> None:
         self._spare.append(frame.image)
