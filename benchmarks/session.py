@@ -107,6 +107,7 @@ def kernels(options: argparse.Namespace, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds of each kernel for one strip of a frame, and the bytes that it moves at least."""
     here, side, width = cuda(), options.tile, options.frame[1]
     across = tile_axis(width, side, options.overlap)
+    covered = across.covered
     count, pixels, rows = len(across.starts), side * side, min(side, options.frame[0])
     rng = np.random.default_rng(0)
     result = []
@@ -120,16 +121,20 @@ def kernels(options: argparse.Namespace, rounds: int) -> list[dict[str, Any]]:
         calls: dict[str, tuple[tuple[int, int, int], tuple[int, ...], int]] = {
             "cut": (
                 grid(side, side, count),
-                (image, 0, 3, width, rows, 0, rows, starts, 0, count - 1, across.covered, tiles, side, side, 0, 0),
+                (image, 0, 3, width, rows, 0, rows, starts, 0, count - 1, 1, covered, tiles, side, side, 3, 0, 0),
                 count * pixels * 3 * 5,
             ),
-            "check": (grid(side, side, count), (tiles, made, side, side, 0, 0, 0, 0, flags), count * pixels * 3 * 8),
+            "check": (
+                grid(side, side, count),
+                (tiles, side, side, 3, 0, 0, made, side, side, 3, 0, 0, flags),
+                count * pixels * 3 * 8,
+            ),
             "blend": (
                 grid(width, rows),
-                (made, side, side, 0, 0, starts, 0, count, *weights, sums, width, rows, 0, rows, across.covered),
+                (made, side, side, 3, 0, 0, starts, 0, count, 1, 1, *weights, sums, width, rows, 0, rows, covered),
                 count * pixels * 3 * 4 + width * rows * 3 * 8,
             ),
-            "finish": (grid(width, rows), (sums, width, rows, 0, rows, finished, 0, 3), width * rows * 3 * 9),
+            "finish": (grid(width, rows), (sums, width, rows, 0, rows, 3, finished, 0, 3), width * rows * 3 * 9),
         }  # fmt: skip
         for name, (blocks, arguments, moved) in calls.items():
 

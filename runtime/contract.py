@@ -19,6 +19,8 @@ from echoir.runtime.tiling import Axis
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from echoir.runtime.channels import Route
+
 Device = Literal["auto", "cpu", "cuda", "openvino", "openvino-bf16"]
 Array = np.ndarray[Any, np.dtype[Any]]
 ReadStrip = Callable[[int], Array]
@@ -29,10 +31,11 @@ class Strip:
     """One strip of tiles, done.
 
     Attributes:
-        rows: finished rows, [rows, W, 3] or [rows, W], of the image's type; they last until the next
+        rows: finished rows, [rows, W, C] or [rows, W], of the image's type; they last until the next
             strip is asked for.
         suspects: (tile, a value of its output) where the output has NaN or infinite values, or is
-            constant though the input is not. The value is NaN, infinite, or the constant.
+            constant though the input is not. The value is NaN, infinite, or the constant. Where the network
+            runs several times for a place, each run is a tile of its own.
     """
 
     rows: Array
@@ -65,9 +68,7 @@ class Described(Protocol):
 class ImageSession(Session, Protocol):
     """A session that also cuts an image into tiles and blends them, on its device."""
 
-    def strips(
-        self, read: Callable[[int], Array], down: Axis, across: Axis, batch: int
-    ) -> Generator[Strip, None, None]:
+    def strips(self, read: ReadStrip, down: Axis, across: Axis, way: Route, batch: int) -> Generator[Strip, None, None]:
         """See :meth:`echoir.runtime.cuda.session.TensorRTSession.strips`."""
 
 

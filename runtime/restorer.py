@@ -244,9 +244,7 @@ class Restorer:
             self._check(rows, y1 - y0, width, channels)
             return way.packed(rows)
 
-        plain = (way.factor, way.given, way.made, self.manifest.network.phase) == (1, 3, 3, (1, 1))
-        on_device = plain and isinstance(self.session, ImageSession)
-        work = self._strips_on_device if on_device else self._strips_here
+        work = self._strips_on_device if isinstance(self.session, ImageSession) else self._strips_here
         yield from work(read, down, across, way, on_tiles)
 
     def _strips_here(
@@ -292,15 +290,15 @@ class Restorer:
             return held[strip]
 
         total = len(down.starts) * len(across.starts)
-        with closing(self.session.strips(hold, down, across, self.batch)) as strips:
+        with closing(self.session.strips(hold, down, across, way, self.batch)) as strips:
             for i, strip in enumerate(strips):
                 rows = held.pop(i)
                 for x, value in strip.suspects:
                     tile = next(
                         given[x - tiles[0]] for tiles, given in self._cut(rows, across, way, down.tile) if x in tiles
                     )
-                    output = np.full(self.manifest.shape("output", 1)[1:], value, self.manifest.output.dtype)
-                    place = (down.starts[i], across.starts[x])
+                    output = np.full((1, 1, 1), value, self.manifest.output.dtype)
+                    place = (way.mosaic * down.starts[i], way.mosaic * across.starts[x // way.passes])
                     guard(tile, output, PEAKS[rows.dtype], place, self.manifest)
                 if on_tiles is not None:
                     on_tiles((i + 1) * len(across.starts), total)

@@ -90,11 +90,13 @@ def make_model(
     gain: float = 1.0,
     bias: float = 0.0,
     network: Descriptor = PLAIN,
+    ramp: bool = False,
 ) -> None:
     """Write an ONNX model that gives ``gain * image + bias`` (in units of [0, 1] for both ``io``).
 
     ``gain=1, bias=0`` is the identity; ``gain=0, bias=0`` a black frame; ``bias=nan`` gives NaN. A ``network`` of
     another scale repeats pixels; one whose output has other channels than its input gives the input's mean in all.
+    With ``ramp``, noise from 0 to 0.25 is added, the same in every tile, so that no two places in a tile are alike.
     """
     n: Any = batch if batch is not None else "batch"
     sides: list[Any] = ["rows", "columns"] if free else [*tile]
@@ -118,7 +120,8 @@ def make_model(
         )
     nodes += [
         helper.make_node("Mul", [picture, "gain"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "bias"], ["moved"]),
+        helper.make_node("Add", ["scaled", "bias"], ["biased"]),
+        helper.make_node("Add", ["biased", "ramp"], ["moved"]),
     ]
     if io == "uint8":
         nodes += [
@@ -130,6 +133,9 @@ def make_model(
         nodes.append(helper.make_node("Identity", ["moved"], ["restored"]))
     values = {"gain": gain, "bias": bias * white, "low": 0.0, "high": 255.0}
     constants = {name: np.asarray(value, np.float32) for name, value in values.items()}
+    constants["ramp"] = np.zeros((), np.float32)
+    if ramp:
+        constants["ramp"] = np.random.default_rng(4).random(shapes[1][1:], np.float32) * np.float32(0.25 * white)
     if scale > 1:
         constants["factors"] = np.array(factors, np.float32)
     if given != made:
@@ -157,13 +163,14 @@ def make_artifact(
     most: int | None = None,
     gain: float = 1.0,
     bias: float = 0.0,
+    ramp: bool = False,
     **changes: Any,
 ) -> Artifact:
     """Write model and manifest; see :func:`make_model` and :func:`make_manifest`."""
     path = folder / f"{name}.onnx"
     network = changes.pop("network", PLAIN)
     free = most is not None
-    make_model(path, io=io, tile=tile, batch=batch, free=free, gain=gain, bias=bias, network=network)
+    make_model(path, io=io, tile=tile, batch=batch, free=free, gain=gain, bias=bias, network=network, ramp=ramp)
     sizes: dict[str, Any] = {"tile": tile, "overlap": overlap, "batch": batch, "most": most}
     manifest = make_manifest(io=io, name=name, network=network, **sizes, **changes)
     return write_artifact(manifest, path)

@@ -462,7 +462,7 @@ def tensorrt(gpu: Gpu, version: str = "10.9.0") -> ModuleType:
         def execute_async_v3(self, handle: int) -> bool:
             gpu.call("execute_async_v3")
             given, made = (
-                _view(self.addresses[value.name], self.shape, value.type)
+                _view(self.addresses[value.name], (self.shape[0], *value.shape[1:]), value.type)
                 for value in (self.engine.session.get_inputs()[0], self.engine.session.get_outputs()[0])
             )
             scratch, name = self.scratch, self.engine.session.get_inputs()[0].name

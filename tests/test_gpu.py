@@ -128,7 +128,7 @@ def test_the_compiled_kernels_load_and_cut_a_tile(device: Device, rng: np.random
     with here.current():
         memory, stream = Memory(here), here.stream()
         given, starts, made = memory.copy(image), memory.copy(np.int32([0])), memory.take(tile.nbytes)
-        arguments = (given, 0, 3, 20, 9, 0, 9, starts, 0, 0, 20, made, 16, 32, 0, 0)
+        arguments = (given, 0, 3, 20, 9, 0, 9, starts, 0, 0, 1, 20, made, 16, 32, 3, 0, 0)
         here.kernels()["cut"].prepared_async_call(grid(32, 16), BLOCK, stream, *arguments)
         here.driver.memcpy_dtoh_async(tile, made, stream)
         stream.synchronize()

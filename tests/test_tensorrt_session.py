@@ -29,6 +29,7 @@ from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.contract import Described
 from echoir.runtime.cuda.driver import KERNELS
 from echoir.runtime.cuda.session import TensorRTSession
+from echoir.runtime.descriptor import Descriptor, Planes
 from echoir.runtime.errors import ArtifactError, BackendError, RejectedOutputError
 from echoir.runtime.manifest import Engine, Model, TensorSpec
 from echoir.runtime.restorer import Restorer
@@ -92,6 +93,62 @@ def test_images_equal_those_of_the_host_whatever_order_the_streams_take(
             restored = device(image, on_tiles=lambda done, total, told=told: told.append((done, total)))
             np.testing.assert_array_equal(restored, host(image))
             assert told[-1] == (device.tiles(height, width),) * 2
+
+
+PICTURES: dict[Planes, tuple[int, ...]] = {"gray": (1, 3), "RGB": (1, 3), "RGGB": (1, 4), "RGB pair": (6,)}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_images_through_other_networks_equal_those_of_the_host(
+    data: st.DataObject, start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any scale, channels and phase; every place of a tile gives another value."""
+    planes = data.draw(st.sampled_from(list(PICTURES)))
+    made: Planes = data.draw(st.sampled_from(["gray", "RGB"]))
+    io: Io = data.draw(st.sampled_from(["float", "uint8"]))
+    dtype = np.uint8 if io == "uint8" else data.draw(st.sampled_from([np.uint8, np.uint16, np.float32]))
+    phase = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.sampled_from([1, 3, 8]))
+    network = Descriptor(
+        "Repeat", "sr", 1, scale=data.draw(st.integers(1, 4)), input=planes, output=made, phase=phase, multiple=(8, 8)
+    )
+    start(seed=data.draw(st.integers(0, 2**16)))
+    source, engine = make_engine(
+        tmp_path_factory.mktemp("engine"),
+        io=io,
+        tile=(8, 16),
+        overlap=0,
+        batch=data.draw(st.sampled_from([None, 1, 3])),
+        gain=0.5,
+        network=network,
+        ramp=True,
+    )
+    channels = 1 if (planes, made) == ("gray", "RGB") else data.draw(st.sampled_from(PICTURES[planes]))
+    mosaic = 2 if planes == "RGGB" and channels == 1 else 1
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    options: dict[str, Any] = {"overlap": data.draw(st.integers(0, 4)), "batch": data.draw(st.integers(1, 4))}
+    with Restorer.open(source.model_path, **options) as host, Restorer.open(engine.model_path, **options) as device:
+        for _ in range(2):
+            height, width = mosaic * data.draw(st.integers(1, 30)), mosaic * data.draw(st.integers(1, 50))
+            image = picture(rng, height, width, dtype, True)
+            if channels > 1:
+                image = np.stack([picture(rng, height, width, dtype, True) for _ in range(channels)], axis=-1)
+            told: list[tuple[int, int]] = []
+            restored = device(image, on_tiles=lambda done, total, told=told: told.append((done, total)))
+            np.testing.assert_array_equal(restored, host(image))
+            assert told[-1] == (device.tiles(height, width, channels),) * 2
+
+
+def test_a_suspect_pass_of_a_tile_is_named_by_its_place(start: Start, tmp_path: Path, rng: np.random.Generator) -> None:
+    """The second plane of the third place in the second row of tiles, whose mosaic starts at pixel (8, 32)."""
+    start()
+    network = Descriptor("Repeat", "denoise", 1, input="gray", output="gray", multiple=(8, 8))
+    _, engine = make_engine(tmp_path, tile=(8, 16), overlap=0, network=network, bias=0.0, gain=3.0e38)
+    image = np.zeros((16, 48, 3), np.float32)
+    image[10, 40, 1] = 2.0
+    message = "infinite pixels of the tile at row 8, column 32"
+    with Restorer.open(engine.model_path) as device, pytest.raises(RejectedOutputError, match=message):
+        device(image)
 
 
 def test_nothing_is_allocated_and_every_pixel_crosses_once_from_the_second_frame_on(

@@ -103,7 +103,7 @@ def library(place: Place, function: Function, engine: Artifact, largest: int = 4
     specs = {spec.name: spec for spec in (manifest.input, manifest.output)}
 
     def shape(name: str, count: int) -> tuple[int, ...]:
-        return tuple(specs[name].shape(count, manifest.tile.height, manifest.tile.width))
+        return manifest.shape("input" if name == manifest.input.name else "output", count)
 
     class Context:
         def __init__(self) -> None:

@@ -18,10 +18,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
 KERNELS = {  # of tiles.cu, with their arguments: P a pointer, i an int
-    "cut": "PiiiiiiPiiiPiiii",
-    "check": "PPiiiiiiP",
-    "blend": "PiiiiPiiPPPiiiii",
-    "finish": "PiiiiPii",
+    "cut": "PiiiiiiPiiiiPiiiii",
+    "check": "PiiiiiPiiiiiP",
+    "blend": "PiiiiiPiiiiPPPiiiii",
+    "finish": "PiiiiiPii",
 }
 BLOCK = (32, 8, 1)
 

@@ -12,7 +12,7 @@ import numpy as np
 from echoir.runtime.contract import Array
 from echoir.runtime.cuda.driver import CaptureError, Cuda, Graph, Memory
 from echoir.runtime.errors import BackendError
-from echoir.runtime.manifest import Manifest, TensorSpec
+from echoir.runtime.manifest import Manifest, Role, TensorSpec
 
 SLOTS = 2  # batches under way at a time: one is computed while the other is filled or emptied
 
@@ -23,13 +23,23 @@ class Layout:
 
     height: int
     width: int
+    planes: int
     channels_last: int
     bytes: int  # 1 for uint8, 0 for float32
 
+    @classmethod
+    def of(cls, manifest: Manifest, role: Role) -> Layout:
+        """Of the input's or the output's tiles."""
+        spec: TensorSpec = getattr(manifest, role)
+        _, *sides = manifest.shape(role, 1)
+        last = spec.layout == "NHWC"
+        height, width = sides[:2] if last else sides[1:]
+        return cls(height, width, spec.channels, int(last), int(spec.dtype == "uint8"))
 
-def _layout(spec: TensorSpec, manifest: Manifest) -> Layout:
-    tile = manifest.tile
-    return Layout(tile.height, tile.width, int(spec.layout == "NHWC"), int(spec.dtype == "uint8"))
+    @property
+    def fields(self) -> tuple[int, int, int, int, int]:
+        """In the order of tiles.cu's arguments."""
+        return self.height, self.width, self.planes, self.channels_last, self.bytes
 
 
 class Slot:
@@ -56,7 +66,7 @@ class Lane:
 
     def __init__(self, cuda: Cuda, engine: Any, making: Any, manifest: Manifest, compute: Any, batch: int) -> None:
         self.batch, self.compute = batch, compute
-        self.given, self.made = _layout(manifest.input, manifest), _layout(manifest.output, manifest)
+        self.given, self.made = Layout.of(manifest, "input"), Layout.of(manifest, "output")
         self._cuda, self._manifest = cuda, manifest
         self._memory = Memory(cuda)
         self._count = 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.channels import Route
 from echoir.runtime.contract import Array, ReadStrip, Strip, check_tensor
 from echoir.runtime.cuda.driver import Cuda, Memory, cuda
 from echoir.runtime.cuda.image import ImageLane
@@ -117,13 +118,14 @@ class TensorRTSession:
             "driver": f"CUDA {version // 1000}.{version % 1000 // 10}",
         }
 
-    def strips(self, read: ReadStrip, down: Axis, across: Axis, batch: int) -> Generator[Strip, None, None]:
+    def strips(self, read: ReadStrip, down: Axis, across: Axis, way: Route, batch: int) -> Generator[Strip, None, None]:
         """Restore an image on the device, strip by strip; see :meth:`Restorer.strips`.
 
         Args:
-            read: gives the rows that a strip of tiles covers, [down.covered, W, 3] or [down.covered, W],
-                by the strip's number, from 0 on in order.
+            read: gives the rows that a strip of tiles covers, [rows, W, C] or [rows, W], packed into planes, by the
+                strip's number, from 0 on in order.
             down, across: the tile grid.
+            way: how the image goes through the network.
             batch: tiles per run, where the engine leaves it open.
 
         Raises:
@@ -133,7 +135,7 @@ class TensorRTSession:
         first = read(0)
         with self._lane(min(batch, self.max_batch)) as lane:
             with self._cuda.current():
-                image = lane.image(self._kernels, down, across, first)
+                image = lane.image(self._kernels, down, across, way, first)
             yield from image.restore(lane, read, first)
 
     def close(self) -> None:
