@@ -50,8 +50,39 @@ class Practice:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What pictures become for one network.
+
+    Attributes:
+        mosaic: pixels of the degraded picture for each of a tile, each side.
+        enlargement: pixels of the truth for each of the degraded picture, each side.
+        fitted: (degraded, truth), [H, W, 3] each, to (tile, truth), [1, C, side, side] and [1, 3, ...]; a degraded
+            picture as large as its truth has not been reduced yet.
+    """
+
+    mosaic: int
+    enlargement: int
+    fitted: Callable[[Floats, Floats], tuple[Floats, Floats]]
+
+    @property
+    def step(self) -> int:
+        """Pixels of the truth for each of a tile, each side; crops start at multiples of it."""
+        return self.mosaic * self.enlargement
+
+    def margin(self, practice: Practice | None) -> int:
+        """Pixels around a crop that a degradation draws on, at least."""
+        return 0 if practice is None else -(-practice.margin // self.step) * self.step
+
+
+AS_IT_IS = Fit(1, 1, lambda degraded, truth: (_planes(degraded), _planes(truth)))
+
+
+@dataclass(frozen=True)
 class Tile:
-    """A piece of a picture: float32 [1, 3, side, side], degraded (by what strength, if that is fixed) and true."""
+    """A piece of a picture, float32: degraded (by what strength, if that is fixed) and true.
+
+    [1, C, side, side] as the network takes it, and [1, 3, ...] of the size it gives.
+    """
 
     name: str
     degraded: Floats
@@ -85,6 +116,7 @@ def sample(
     read: Read,
     *,
     side: int,
+    fit: Fit = AS_IT_IS,
     calibration: int = 24,
     sensitivity: int = 12,
     seed: int = 0,
@@ -102,6 +134,7 @@ def sample(
             sensitivity at the strengths the task is watched with, if there are such.
         read: a file to float32 [H, W, 3] in [0, 1].
         side: of a tile in pixels.
+        fit: what pictures become for the network.
         calibration, sensitivity: how many tiles; a picture gives at most four.
         seed: of everything drawn.
 
@@ -110,7 +143,8 @@ def sample(
             other, neither constant nor noise; the message says how many fell to what, with a name.
     """
     rng = np.random.default_rng(seed)
-    pictures = _pictures([sources[i] for i in rng.permutation(len(sources))[:PICTURES]], task, degradation, read, side)
+    chosen = [sources[i] for i in rng.permutation(len(sources))[:PICTURES]]
+    pictures = _pictures(chosen, task, degradation, read, side, fit)
     needed = -(-calibration // CROPS) + -(-sensitivity // CROPS)
     pictures.check(needed)
     third = max(len(pictures.good) // 3, -(-sensitivity // CROPS))
@@ -123,7 +157,7 @@ def sample(
         crops = [
             crop
             for number, picture in enumerate(part)
-            for crop in _crops(picture, degradation, strengths, number, side, rng)
+            for crop in _crops(picture, degradation, strengths, number, side, fit, rng)
         ]
         kinds = sorted({crop.strength for crop in crops})
         shares = [len(range(index, count, len(kinds))) for index in range(len(kinds))]
@@ -166,19 +200,23 @@ class _Pictures:
         )
 
 
-def _pictures(sources: Sequence[Source], task: str, degradation: Practice | None, read: Read, side: int) -> _Pictures:
+def _pictures(
+    sources: Sequence[Source], task: str, degradation: Practice | None, read: Read, side: int, fit: Fit
+) -> _Pictures:
     found = _Pictures([], {})
+    large = fit.step * side
     signatures: list[Floats] = []
     for clean_path, degraded_path in sources:
         clean = read(clean_path)
         degraded = None if degraded_path is None else read(degraded_path)
         if degraded is None and degradation is None:
             raise ImageError(f"{clean_path}: {task} needs pairs, in the folders input/ and target/")
-        if degraded is not None and degraded.shape != clean.shape:
-            raise ImageError(f"{degraded_path}: another size than its target {clean_path}")
+        if degraded is not None and clean.shape[:2] != tuple(fit.enlargement * size for size in degraded.shape[:2]):
+            times = f"{fit.enlargement} times larger" if fit.enlargement > 1 else "of its size"
+            raise ImageError(f"{degraded_path}: another size than its target {clean_path}, which must be {times}")
         gray = clean.mean(axis=2)
         signature = _shrunk(gray)
-        room = side + 2 * (degradation.margin if degraded is None and degradation else 0)
+        room = large + 2 * (fit.margin(degradation) if degraded is None else 0)
         if min(gray.shape) < room:
             reason = f"smaller than {room} x {room}"
         elif gray.std() < LEAST_DEVIATION:
@@ -201,19 +239,22 @@ def _crops(
     strengths: Mapping[str, Degradation],
     number: int,
     side: int,
+    fit: Fit,
     rng: np.random.Generator,
 ) -> list[Tile]:
-    margin = degradation.margin if picture.degraded is None and degradation else 0
+    margin = fit.margin(degradation) if picture.degraded is None else 0
     height, width, _ = picture.clean.shape
+    side, step = fit.step * side, fit.step
     made = []
     for index in range(CROPS):
-        y = int(rng.integers(margin, height - side - margin + 1))
-        x = int(rng.integers(margin, width - side - margin + 1))
+        y = int(rng.integers(margin, height - side - margin + 1)) // step * step
+        x = int(rng.integers(margin, width - side - margin + 1)) // step * step
         inner = (slice(y, y + side), slice(x, x + side))
         strength = ""
         truth = picture.clean[inner]
         if picture.degraded is not None:
-            degraded = picture.degraded[inner]
+            rows, columns = (slice(a.start // fit.enlargement, a.stop // fit.enlargement) for a in inner)
+            degraded = picture.degraded[rows, columns]
         else:
             assert degradation is not None
             degrade = degradation.degrade
@@ -224,7 +265,7 @@ def _crops(
             inside = (slice(margin, margin + side),) * 2
             degraded, truth = (part[inside] for part in degrade(outer, rng))
         name = f"{picture.name} at {y}, {x}"
-        made.append(Tile(name, _planes(degraded), _planes(truth), strength))
+        made.append(Tile(name, *fit.fitted(degraded, truth), strength))
     return made
 
 
@@ -243,7 +284,11 @@ def _spread(crops: list[Tile], count: int) -> list[Tile]:
 def _features(crop: Tile) -> tuple[float, float, float]:
     gray = crop.truth.mean(axis=(0, 1))
     detail = np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean()
-    return float(gray.mean()), float(detail), float(np.square(crop.degraded - crop.truth).mean())
+    given = crop.degraded
+    if given.shape != crop.truth.shape:  # for what was reduced, what is lost of the detail
+        step = gray.shape[0] // given.shape[2]
+        given = given.mean(axis=1, keepdims=True).repeat(step, axis=2).repeat(step, axis=3)
+    return float(gray.mean()), float(detail), float(np.square(given - crop.truth).mean())
 
 
 def _correlation(gray: Floats) -> float:

@@ -66,7 +66,7 @@ def find_pairs(folder: Path, say: Say = lambda _: None) -> list[Picture]:
     return pairs
 
 
-def check_pictures(pictures: Iterable[Picture]) -> None:
+def check_pictures(pictures: Iterable[Picture], enlargement: int = 1) -> None:
     """Open every file, so that one that cannot be used is known before hours of work.
 
     Headers alone are decoded, and that the file ends where its pixels do; damage between is found by decoding.
@@ -77,22 +77,26 @@ def check_pictures(pictures: Iterable[Picture]) -> None:
     for picture in pictures:
         clean = read_header(picture.clean)
         if picture.degraded is not None:
-            check_pair(picture, read_header(picture.degraded), clean)
+            check_pair(picture, read_header(picture.degraded), clean, enlargement)
 
 
-def check_pair(picture: Picture, degraded: Header, clean: Header) -> None:
-    """Refuse a pair whose two pictures do not lie on each other.
+def check_pair(picture: Picture, degraded: Header, clean: Header, enlargement: int = 1) -> None:
+    """Refuse a pair whose two pictures do not lie on each other, the clean one so many times as large, each side.
 
     Raises:
         ImageError: they differ in size as they are shown; or in orientation alone, where nothing tells whether
             the pixels were turned or the tag was lost.
     """
-    if (degraded.height, degraded.width) != (clean.height, clean.width):
+    if (enlargement * degraded.height, enlargement * degraded.width) != (clean.height, clean.width):
+        needed = "a pair must be of one size"
+        if enlargement > 1:
+            needed = f"the network enlarges {enlargement} times, and so must the pair"
         raise ImageError(
             f"{picture.degraded} and {picture.clean} differ in size, {degraded.width} x {degraded.height} and "
-            f"{clean.width} x {clean.height}; a pair must be of one size"
+            f"{clean.width} x {clean.height}; {needed}"
         )
-    if degraded.orientation != clean.orientation and degraded.stored == clean.stored:
+    large = enlargement * degraded.stored[0], enlargement * degraded.stored[1]
+    if degraded.orientation != clean.orientation and large == clean.stored:
         raise ImageError(
             f"{picture.degraded} and {picture.clean} differ in orientation, {degraded.orientation} and "
             f"{clean.orientation}, but not in size: was one turned, or did one lose its tag? Make them agree"

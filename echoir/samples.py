@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from echoir.data import Picture, Say, check_pictures, find_pairs, list_pictures, read_float
 from echoir.degradations import TASKS, Draw, Task, find_task
+from echoir.fitting import enlargement, fitted
 from echoir.forms import FORMS
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ImageError
 from echoir.runtime.output import displayable
 
@@ -28,13 +30,18 @@ Degradation = Callable[[NDArray[np.float32], np.random.Generator], tuple[NDArray
 """A clean picture [H, W, 3] to (degraded, truth)."""
 
 
+GIVEN = "restore"  # the task of a network that nobody told: pictures go in as they are
+
+
 @dataclass(frozen=True)
 class Sample:
     """One picture.
 
     Attributes:
         name: displayable; with what was done to it, where a set holds one picture several times.
-        degraded, truth: float32 [H, W, 3] RGB; truth in [0, 1].
+        degraded: float32, as the network takes it: [H, W, 3] RGB unless it needs something else
+            (:func:`echoir.fitting.fitted`).
+        truth: float32 [H', W', 3] RGB in [0, 1], as large as what the network gives.
         label: what was done to it: of one label, figures are shown together.
         clean: it is given to a network as it is, which can then only spoil it.
         files: that it was read from.
@@ -59,6 +66,7 @@ class Samples:
         form: the pictures' form (:mod:`echoir.forms`), where noise was added to them.
         sigma: standard deviation of Gaussian noise in 8-bit codes; None for anything else.
         seed: of the degradation; picture i draws from the generator ``(seed, i)``, whatever their number.
+        network: what the pictures are for, where it enlarges them or does not take RGB; None takes them as they are.
     """
 
     pictures: tuple[Picture, ...]
@@ -67,6 +75,7 @@ class Samples:
     form: str | None = None
     sigma: float | None = None
     seed: int = SEED
+    network: Descriptor | None = None
 
     @property
     def label(self) -> str:
@@ -82,26 +91,30 @@ class Samples:
         """Yield every picture.
 
         Raises:
-            ImageError: a file cannot be read, or the two pictures of a pair differ in size.
+            ImageError: a file cannot be read, or the two pictures of a pair do not fit each other.
         """
+        factor = 1 if self.network is None else enlargement(self.network)
         for index, picture in enumerate(self.pictures):
-            check_pictures([picture])
+            check_pictures([picture], factor)
             truth = read_float(picture.clean)
             if picture.degraded is not None:
-                degraded = read_float(picture.degraded)
-                files = (picture.degraded, picture.clean)
-                yield Sample(displayable(picture.degraded.name), degraded, truth, self.label, files=files)
+                degraded, name = read_float(picture.degraded), picture.degraded.name
+                files: tuple[Path, ...] = (picture.degraded, picture.clean)
             else:
                 assert self.degrade is not None
                 degraded, truth = self.degrade(truth, np.random.default_rng((self.seed, index)))
-                name = displayable(picture.clean.name)
-                yield Sample(name, degraded, truth, self.label, self.form == "clean", (picture.clean,))
+                name, files = picture.clean.name, (picture.clean,)
+            if self.network is not None:
+                degraded, truth = fitted(degraded, truth, self.network)
+            yield Sample(displayable(name), degraded, truth, self.label, self.form == "clean", files)
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""
         if self.degrade is None:
             return {"kind": self.kind, "pictures": len(self)}
-        known = {"form": self.form, "sigma": self.sigma}
+        factor = 1 if self.network is None else enlargement(self.network)
+        reduced = f"{factor} times, bicubic" if factor > 1 else None
+        known = {"form": self.form, "sigma": self.sigma, "reduced": reduced}
         return {
             "kind": self.kind,
             **{name: value for name, value in known.items() if value is not None},
@@ -146,6 +159,7 @@ def proof_samples(
     forms: tuple[str, ...] = (),
     sigmas: tuple[float, ...] = (),
     limit: int | None = None,
+    network: Descriptor | None = None,
     say: Say = lambda _: None,
 ) -> Several:
     """The pictures that an artifact is measured on.
@@ -154,22 +168,22 @@ def proof_samples(
         folder: as of :func:`open_samples`; None takes the shipped pictures. For denoising, and where nothing else is
             asked for, those come whole in the literature's form, and a crop in each of the others.
         forms, sigmas: every form is measured at every level.
-        limit, say: as of :func:`open_samples`.
+        limit, network, say: as of :func:`open_samples`.
 
     Raises:
         ImageError: as :func:`open_samples`.
     """
     asked = [
-        open_samples(folder or SHIPPED, task, form=form, sigma=sigma, limit=limit, say=say)
+        open_samples(folder or SHIPPED, task, form=form, sigma=sigma, limit=limit, network=network, say=say)
         for form in forms or (None,)
         for sigma in ((None,) if form == "clean" else sigmas or (None,))
     ]
     if folder is None and not forms and not sigmas and limit is None and TASKS.get(task) is TASKS["denoise"]:
-        asked += shipped_crops(task, CROP, CROP).parts[1:]
+        asked += shipped_crops(task, CROP, CROP, network).parts[1:]
     return Several(tuple(asked))
 
 
-def shipped_crops(task: str, height: int, width: int) -> Several:
+def shipped_crops(task: str, height: int, width: int, network: Descriptor | None = None) -> Several:
     """The middle of shipped pictures, at most so large: in every form for denoising, degraded as in training otherwise.
 
     Raises:
@@ -178,13 +192,10 @@ def shipped_crops(task: str, height: int, width: int) -> Several:
     known = TASKS[task]
     clean = tuple(list_pictures([SHIPPED]))
     if known is not TASKS["denoise"]:
-        return Several((_cropped(task_samples(clean, known), height, width),))
-    return Several(
-        tuple(
-            _cropped(noisy_samples((clean[index % len(clean)],), form, SIGMA), height, width)
-            for index, form in enumerate(FORMS)
-        )
-    )
+        parts = [task_samples(clean, known)]
+    else:
+        parts = [noisy_samples((clean[index % len(clean)],), form, SIGMA) for index, form in enumerate(FORMS)]
+    return Several(tuple(replace(_cropped(part, height, width), network=network) for part in parts))
 
 
 def _cropped(samples: Samples, height: int, width: int) -> Samples:
@@ -212,6 +223,7 @@ def open_samples(
     sigma: float | None = None,
     seed: int = SEED,
     limit: int | None = None,
+    network: Descriptor | None = None,
     say: Say = lambda _: None,
 ) -> Samples:
     """Find the pictures of a folder.
@@ -225,6 +237,7 @@ def open_samples(
         form: a key of ``echoir.forms.FORMS``, for clean pictures of denoising; ``"rgb"`` if None.
         sigma: noise level in 8-bit codes for clean pictures of denoising; 25 if None.
         limit: take the first so many by name.
+        network: what they are for. Clean pictures are reduced by what it enlarges, and the truth of a pair is larger.
         say: as for :func:`echoir.data.list_pictures`.
 
     Raises:
@@ -235,7 +248,12 @@ def open_samples(
     if pairs := find_pairs(folder, say)[:limit]:
         if given:
             raise ImageError(f"{folder}: holds pairs, which are used as they are; drop {given[0]}")
-        return Samples(tuple(pairs), None, "pairs", seed=seed)
+        return Samples(tuple(pairs), None, "pairs", seed=seed, network=network)
+    if task == GIVEN or (task not in TASKS and network is not None and enlargement(network) > 1):
+        if given:
+            raise ImageError(f"{given[0][2:]} is about Gaussian noise, and {task} has none; drop {given[0]}")
+        clean = tuple(list_pictures([folder])[:limit])
+        return Samples(clean, as_they_are, "clean pictures", seed=seed, network=network)
     if isinstance(task, str):
         try:
             task = find_task(task, own=False)
@@ -246,10 +264,17 @@ def open_samples(
             ) from None
     clean = tuple(list_pictures([folder])[:limit])
     if task is TASKS["denoise"]:
-        return noisy_samples(clean, form or "rgb", SIGMA if sigma is None else sigma, seed)
+        return replace(noisy_samples(clean, form or "rgb", SIGMA if sigma is None else sigma, seed), network=network)
     if given:
         raise ImageError(f"{given[0][2:]} is about Gaussian noise, and {task.name} has none; drop {given[0]}")
-    return task_samples(clean, task, seed)
+    return replace(task_samples(clean, task, seed), network=network)
+
+
+def as_they_are(
+    clean: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Nothing happens to clean pictures."""
+    return clean, clean
 
 
 def in_training(task: str | Task) -> Degradation:

@@ -307,6 +307,7 @@ def _by_pytorch(
         forms=forms_named(settings["forms"]),
         sigmas=settings["sigmas"],
         limit=settings["limit"],
+        network=manifest.network,
         say=said.append,
     )
     with (

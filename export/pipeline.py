@@ -22,6 +22,7 @@ from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_
 from echoir.export.reference import IO
 from echoir.export.sources import Source, open_source
 from echoir.export.typed import export_onnx
+from echoir.fitting import mosaic
 from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, GateError, ImageError
@@ -209,6 +210,7 @@ def export_artifact(
         forms=request.forms,
         sigmas=request.sigmas,
         limit=request.limit,
+        network=source.descriptor,
         say=said.append,
     )
     wanted = engines(request.targets) if request.most is None else {}
@@ -328,15 +330,18 @@ def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None)
 
 def _keep_golden(request: Request, source: Source, artifact: Artifact, samples: Several) -> Artifact:
     """Keep what PyTorch makes of a few tiles, for machines without it: shipped pictures where the task allows."""
-    manifest = artifact.manifest
+    manifest, network = artifact.manifest, source.descriptor
     height, width = crop_side(manifest)
 
     def pictures() -> Iterator[tuple[str, NDArray[np.float32]]]:
-        known = source.descriptor.task in TASKS
-        for index, sample in enumerate(shipped_crops(source.descriptor.task, height, width) if known else samples):
+        known = network.task in TASKS
+        crops = (
+            shipped_crops(network.task, network.scale * height, network.scale * width, network) if known else samples
+        )
+        for index, sample in enumerate(crops):
             if index >= GOLDEN and not known:
                 return
-            yield sample.name, middle(sample.degraded, height, width)
+            yield sample.name, middle(sample.degraded, mosaic(network) * height, mosaic(network) * width)
 
     with source.session(io=request.io, threads=request.threads) as reference:
         record = make_golden(artifact, reference, pictures())

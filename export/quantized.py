@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from echoir.calibration.calibrate import METHOD, Calibrated, calibrate, choose
 from echoir.calibration.ranges import open_model
-from echoir.calibration.sampler import Practice, Tiles, sample
+from echoir.calibration.sampler import Fit, Practice, Tiles, sample
 from echoir.calibration.search import Choice
 from echoir.calibration.sensitivity import groups
 from echoir.data import check_pictures, list_pictures, read_float
@@ -23,12 +24,15 @@ from echoir.export.lowering import Lowering, lowering_of
 from echoir.export.precision import to_fp16
 from echoir.export.reference import IO
 from echoir.export.sources import Source
+from echoir.fitting import enlargement, fitted, mosaic, planes
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import GateError
 from echoir.runtime.files import atomic_write
 from echoir.runtime.manifest import Calibration, Precision
 from echoir.runtime.progress import Progress
-from echoir.samples import in_form, in_training
+from echoir.samples import GIVEN, as_they_are, in_form, in_training
 
+Floats = NDArray[np.float32]
 Remainder = Literal["fp16", "fp32"]
 SIDE = 128  # of calibration tiles: ranges hardly depend on it, and everything takes a quarter of the time of 256
 ROUNDS = 5  # of timing, each graph in turn
@@ -142,10 +146,11 @@ def prepare(
     multiple, task = math.lcm(*source.descriptor.multiple), source.descriptor.task
     side = min(SIDE, *tile) // multiple * multiple
     said: list[str] = []
+    network = source.descriptor
     pictures = list_pictures([folder], said.append)
-    check_pictures(pictures)
+    check_pictures(pictures, enlargement(network))
     sources = [(picture.clean, picture.degraded) for picture in pictures]
-    tiles = sample(sources, task, practice(task), read_float, side=side)
+    tiles = sample(sources, task, practice(task, network), read_float, side=side, fit=fit(network))
     model = source.graph(tile=(side, side), batch=1, io="float")
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json, quiet=quiet) as progress:
         for line in said:
@@ -240,9 +245,25 @@ def verdict(milliseconds: dict[str, float]) -> str:
     return f"a run in ONNX Runtime on this CPU takes {int8:.0f} ms, {told}{advice}"
 
 
-def practice(task: str) -> Practice | None:
+def fit(network: Descriptor) -> Fit:
+    """What calibration's pictures become for a network."""
+
+    def made(
+        degraded: NDArray[np.float32], truth: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        picture, wanted = fitted(degraded, truth, network)
+        if network.output == "gray":
+            wanted = wanted.mean(axis=2, keepdims=True)
+        return planes(picture, network), np.ascontiguousarray(wanted.transpose(2, 0, 1)[None])
+
+    return Fit(mosaic(network), enlargement(network), made)
+
+
+def practice(task: str, network: Descriptor | None = None) -> Practice | None:
     """What calibration does to clean pictures; None for a task that needs pairs."""
     if task not in TASKS:
-        return None
+        # Reduced for a network that enlarges; and nothing is done where nobody said what there is to do.
+        free = task == GIVEN or (network is not None and enlargement(network) > 1)
+        return Practice(as_they_are) if free else None
     checks = {f"{form} sigma {sigma}": in_form(form, sigma) for form, sigma in CHECKS} if task == "denoise" else {}
     return Practice(in_training(task), TASKS[task].margin, checks)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from echoir.runtime.contract import Array
 from echoir.runtime.descriptor import CHANNELS, Descriptor, Planes
 from echoir.runtime.errors import ImageError
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 TAKES = {

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from echoir.runtime.channels import Route
 from echoir.runtime.errors import ArtifactError
 from echoir.runtime.manifest import Manifest, Role
 from echoir.runtime.tiling import Axis
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from echoir.runtime.channels import Route
 
 Device = Literal["auto", "cpu", "cuda", "openvino", "openvino-bf16"]
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -25,12 +25,16 @@ from echoir.export.proof.provenance import fingerprint, picture_hash, provenance
 from echoir.export.proof.results import Exhibit, Gate, ParityReport, default_gate
 from echoir.export.proof.spread import Spread
 from echoir.export.sources import Source
+from echoir.fitting import enlargement
 from echoir.metrics import to_8bit
+from echoir.resize import resize
+from echoir.runtime.channels import route
 from echoir.runtime.contract import Session
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, ImageError, RejectedOutputError
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.restorer import Restorer
-from echoir.runtime.tiling import tile_starts
+from echoir.runtime.tiling import tile_axis
 from echoir.samples import Sample, Samples, Several
 
 MIN_SIDE = 11  # SSIM's window
@@ -89,7 +93,7 @@ def measure_parity(
             on_image(sample.name)
     return ParityReport(
         manifest,
-        _conditions(manifest, samples, ours.overlap, session, images),
+        _conditions(manifest, source, samples, ours.overlap, session, images),
         SetFigures(tuple(images)) if images else None,
         tuple(rejected),
         default_gate(manifest) if gate is None else gate,
@@ -98,13 +102,20 @@ def measure_parity(
 
 
 def windows(height: int, width: int, manifest: Manifest, overlap: int) -> list[Window]:
-    """The tiles of an image, as far as they lie inside it."""
-    tile = manifest.tile
-    return [
-        (slice(top, min(top + tile.height, height)), slice(left, min(left + tile.width, width)))
-        for top in tile_starts(height, tile.height, overlap)
-        for left in tile_starts(width, tile.width, overlap)
-    ]
+    """The tiles of an image, as far as they lie inside it, in pixels of what the network makes of it.
+
+    Args:
+        height, width: of the network's input.
+    """
+    network, tile = manifest.network, manifest.tile
+    down, across = (
+        [slice(network.scale * start, network.scale * end) for start, end in zip(axis.starts, axis.ends, strict=True)]
+        for axis in (
+            tile_axis(size, side, overlap, phase)
+            for size, side, phase in zip((height, width), (tile.height, tile.width), network.phase, strict=True)
+        )
+    )
+    return [(rows, columns) for rows in down for columns in across]
 
 
 def seam_band(height: int, width: int, tiles: list[Window]) -> NDArray[np.bool_]:
@@ -119,8 +130,9 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
     height, width, _ = sample.truth.shape
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{sample.name}: {width}x{height} pixels are too few, SSIM needs {MIN_SIDE} on each side")
-    codes = ours.manifest.input.dtype == "uint8"
+    codes, network = ours.manifest.input.dtype == "uint8", ours.manifest.network
     given = to_8bit(sample.degraded) if codes else sample.degraded
+    _check_size(sample, network)
     engine = _floats(ours(given))
     try:
         pytorch = _floats(theirs(given))
@@ -128,11 +140,13 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
         raise ArtifactError(
             "checkpoint", f"a network that fails on {sample.name} ({error})", "a trained one"
         ) from error
-    tiles = windows(height, width, ours.fitted(height, width).manifest, ours.overlap)
-    whole, one_piece = None, source.whole(_floats(given))
+    size = height // network.scale, width // network.scale  # of the network's input
+    tiles = windows(*size, ours.fitted(*size).manifest, ours.overlap)
+    whole, one_piece = None, in_one_piece(source, _floats(given, colour=False))
     if one_piece is not None:
         one_piece = _floats(to_8bit(one_piece)) if codes else one_piece
         whole = AgainstWhole.measure(engine, pytorch, one_piece, sample.truth, seam_band(height, width, tiles))
+    shown = as_output(_floats(given, colour=False), network)
     figures = ImageFigures(
         sample.name,
         height,
@@ -141,7 +155,7 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
         code_error(engine, pytorch),
         channel_shift(engine, pytorch),
         WorstTile.among(sample.name, engine, pytorch, tiles),
-        AgainstTruth.measure(_floats(given), pytorch, engine, sample.truth),
+        AgainstTruth.measure(shown, pytorch, engine, sample.truth),
         whole,
         sample.label,
         sample.clean,
@@ -149,7 +163,7 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
         picture_hash(*sample.files),
     )
     window = _around(figures.worst_tile, height, width)
-    before, theirs_shown, after = (to_8bit(image)[window] for image in (_floats(given), pytorch, engine))
+    before, theirs_shown, after = (to_8bit(image)[window] for image in (shown, pytorch, engine))
     return Exhibit(figures, window, before, theirs_shown, after, (engine - pytorch)[window])
 
 
@@ -164,19 +178,76 @@ def _around(tile: WorstTile, height: int, width: int) -> Window:
     return axis(tile.top, tile.height, height), axis(tile.left, tile.width, width)
 
 
-def _floats(image: NDArray[Any]) -> Image:
-    return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
+def in_one_piece(source: Source, image: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """A picture, as :class:`~echoir.runtime.Restorer` takes it, through the reference in one piece; [H, W, 3].
+
+    None where that needs too much memory, or the network takes tiles alone.
+    """
+    network = source.descriptor
+    way = route(network, 1 if image.ndim == 2 else image.shape[2])
+    packed = way.packed(image)
+    packed = packed[..., None] if packed.ndim == 2 else packed
+    if way.given > packed.shape[2]:
+        packed = np.repeat(packed, way.given, axis=2)
+    pieces = []
+    for part in np.split(packed, way.passes, axis=2) if way.passes > 1 else [packed]:
+        piece = source.whole(np.ascontiguousarray(part))
+        if piece is None:
+            return None
+        pieces.append(piece)
+    made = np.concatenate(pieces, axis=2)
+    if way.result < made.shape[2]:
+        made = made.mean(axis=2, keepdims=True)
+    return np.repeat(made, 3, axis=2) if made.shape[2] == 1 else made
+
+
+def as_output(image: NDArray[np.float32], network: Descriptor) -> Image:
+    """What went in, of the size and with the channels of what comes out: the figure that a network has to beat."""
+    if network.input == "RGB pair":
+        image = image[..., :3]
+    factor = enlargement(network)
+    if factor > 1:
+        image = resize(image, factor)
+    if network.output == "gray" and image.ndim == 3 and network.input != "gray":
+        image = image.mean(axis=2)
+    return _floats(image)
+
+
+def _check_size(sample: Sample, network: Descriptor) -> None:
+    """Pictures that were opened for another network would go through, and fail where they are compared."""
+    factor = enlargement(network)
+    height, width = sample.degraded.shape[:2]
+    if sample.truth.shape[:2] != (factor * height, factor * width):
+        found, needed = (f"{size[1]} x {size[0]}" for size in (sample.truth.shape, (factor * height, factor * width)))
+        raise ImageError(f"{sample.name}: its truth is {found}, and {network.name} makes {needed} of it")
+
+
+def _floats(image: NDArray[Any], colour: bool = True) -> Image:
+    """Codes as floats where 1 is white; gray in three channels, if asked for."""
+    image = image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
+    if not colour:
+        return image
+    image = image[..., None] if image.ndim == 2 else image
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
 def _conditions(
-    manifest: Manifest, samples: Samples | Several, overlap: int, session: Session, images: list[ImageFigures]
+    manifest: Manifest,
+    source: Source,
+    samples: Samples | Several,
+    overlap: int,
+    session: Session,
+    images: list[ImageFigures],
 ) -> dict[str, Any]:
     import torch
 
     measured = provenance(session)
     measured["versions"]["torch"] = str(torch.__version__)
     tile = manifest.tile
+    # What "PyTorch" stands for in the figures, where it is something else.
+    reference = {} if source.reference == "PyTorch" else {"reference": source.reference}
     return {
+        **reference,
         "degradation": samples.describe(),
         "pictures_sha256": fingerprint({image.sha256 for image in images}),
         "tile": {"height": tile.height, "width": tile.width, "overlap": overlap}

@@ -24,8 +24,9 @@ HEAD = ["picture", "to PyTorch", "codes", "input", "PyTorch", "engine", "change"
 def lines(report: ParityReport) -> list[str]:
     """The figures of every picture and of all, in dB, and the gate's verdict."""
     manifest, tile = report.manifest, report.conditions["tile"]
+    against = report.conditions.get("reference", "PyTorch in float32")
     text = [
-        f"{subject(manifest)}, against PyTorch in float32, run here",
+        f"{subject(manifest)}, against {against}, run here",
         f"{degradation(report)}; tiles {tile['height']} x {tile['width']}, overlap {tile['overlap']}; PSNR in dB",
         "",
     ]
@@ -97,7 +98,8 @@ def degradation(report: ParityReport) -> str:
     if done["kind"] == "pairs":
         return f"{pictures} with their targets"
     sigma = f" of sigma {done['sigma']:g}" if "sigma" in done else ""
-    return f"{pictures}, {kind}{sigma}, seed {done['seed']}"
+    reduced = f", reduced {done['reduced']}" if "reduced" in done else ""
+    return f"{pictures}, {kind}{sigma}{reduced}, seed {done['seed']}"
 
 
 def asked(gate: Gate) -> str:
