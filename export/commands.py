@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from echoir.export.proof.results import ParityReport
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.contract import Session
+    from echoir.runtime.descriptor import Planes
     from echoir.runtime.serving.session import Served
 
 
@@ -109,6 +110,43 @@ def measure_options(command: Any) -> Any:
     return command
 
 
+class ChannelsType(click.ParamType):  # type: ignore[type-arg]
+    """Planes in and out: ``3``, or ``4:3``."""
+
+    name = "channels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Planes, Planes]:
+        from echoir.runtime.descriptor import CHANNELS
+
+        known: dict[str, Planes] = {str(count): planes for planes, count in CHANNELS.items()}
+        given, _, made = str(value).partition(":")
+        if given not in known or (made or given) not in known:
+            self.fail(
+                f"{value!r} is not one of 1, 3, 4 (RGGB), 6 (two RGB pictures), or two of them as 4:3", param, ctx
+            )
+        return known[given], known[made or given]
+
+
+_NETWORK = [
+    click.option("--task", help="Of FILE.pth and FILE.onnx: what it restores. [default: sr if it enlarges]"),
+    click.option("--scale", type=click.IntRange(1, 4), help="Pixels out for one in, each side. [default: measured]"),
+    click.option(
+        "--channels", type=ChannelsType(), metavar="IN[:OUT]", help="1, 3, 4 (RGGB) or 6. [default: measured]"
+    ),
+    click.option("--multiple", type=TileType(), metavar="N|HxW", help="Sides are multiples of it. [default: measured]"),
+    click.option(
+        "--phase", type=TileType(), metavar="N|HxW", help="Tiles start at multiples of it. [default: measured]"
+    ),
+]
+
+
+def network_options(command: Any) -> Any:
+    """What is said of a network that does not say it itself: :class:`echoir.export.declared.Declared`."""
+    for option in reversed(_NETWORK):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.option(
     "--precision",
@@ -131,8 +169,14 @@ def measure_options(command: Any) -> Any:
     help="int8: what the other layers compute in. fp16 is for GPUs, fp32 for CPUs.",
 )
 @click.option(
-    "--weights", default="denoise", show_default=True, metavar="NAME|FILE", help="A shipped checkpoint, or a file."
+    "--weights",
+    default="denoise",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A shipped checkpoint; FILE.safetensors of echoir train; FILE.pth of a network that spandrel knows; "
+    "FILE.onnx, with FILE.toml beside it if need be; or FILE.py:FUNCTION, which gives (module, Descriptor).",
 )
+@network_options
 @click.option(
     "--target",
     "targets",
@@ -184,12 +228,16 @@ def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
     from echoir.runtime.errors import needs_extra
 
     with needs_extra("export"):
+        from echoir.export.declared import Declared
         from echoir.export.pipeline import Request, export_artifact
         from echoir.export.proof.summary import lines
         from echoir.forms import forms_named
 
     settings["forms"] = forms_named(settings["forms"])
-    request = Request(images=settings.pop("data"), engine=take_engine(settings), **settings)
+    planes = settings.pop("channels") or (None, None)
+    said = {name: settings.pop(name) for name in ("task", "scale", "multiple", "phase")}
+    network = Declared(**said, input=planes[0], output=planes[1])
+    request = Request(images=settings.pop("data"), engine=take_engine(settings), network=network, **settings)
     folder = request.folder
     if (request.precision == "int8") != (request.calibration is not None):
         raise click.UsageError(
@@ -294,12 +342,12 @@ def _by_pytorch(
         from echoir.export.proof.parity import measure_parity
         from echoir.export.proof.results import default_gate
         from echoir.export.proof.summary import lines
-        from echoir.export.sources import open_source
+        from echoir.export.sources import source_of
         from echoir.forms import forms_named
         from echoir.samples import proof_samples
 
     manifest = opened.manifest
-    source = open_source(reference or manifest.checkpoint.name)
+    source = source_of(manifest, reference)
     said: list[str] = []
     samples = proof_samples(
         settings["data"],

@@ -12,6 +12,7 @@ import click
 from echoir import __version__
 from echoir.degradations import TASKS
 from echoir.export.build import Target, build_all, engines, require_builders, runs_here
+from echoir.export.declared import NOTHING, Declared
 from echoir.export.engine import EngineOptions
 from echoir.export.graph import INPUT, OPSET, OUTPUT
 from echoir.export.proof.golden import crop_side, make_golden
@@ -58,7 +59,8 @@ class Request:
     """What to export; the defaults are those of the command.
 
     Attributes:
-        weights: a shipped checkpoint's name, or a file.
+        weights: a shipped checkpoint's name, a file, or a function: see :func:`echoir.export.sources.open_source`.
+        network: what is known of a network that does not say it itself; the rest is measured.
         precision: ``"fp16"``, ``"fp32"`` or ``"int8"``.
         targets: ``"auto"`` is every engine this machine can build; the ONNX is always made.
         tile: (height, width) in pixels, multiples of the network's; None takes the one that the network likes, and
@@ -83,6 +85,7 @@ class Request:
     """
 
     weights: str = "denoise"
+    network: Declared = NOTHING
     precision: Literal["fp16", "fp32", "int8"] = "fp16"
     targets: tuple[Target, ...] = ("auto",)
     tile: tuple[int, int] | Literal["free"] | None = None
@@ -201,7 +204,7 @@ def export_artifact(
         click.BadParameter: a tile that the network does not take.
     """
     if source is None:
-        source = open_source(request.weights)
+        source = open_source(request.weights, request.network)
     request = request.settled(source.descriptor)
     said: list[str] = []
     samples = proof_samples(

@@ -1,12 +1,19 @@
-"""What a network was said to be, held to what it does: two runs on noise before anything is exported."""
+"""What a network was said to be, held to what it does: a few runs on noise before anything is exported.
+
+What was not said is found the same way (:func:`describe`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from echoir.export.declared import Declared
 from echoir.runtime.descriptor import CHANNELS, MAX_SCALE, Descriptor, Pair, Planes
 from echoir.runtime.errors import ArtifactError
 
@@ -28,17 +35,19 @@ class Behaviour:
     activation: float
 
 
-def probe(module: nn.Module, descriptor: Descriptor) -> Behaviour:
+def probe(module: nn.Module, descriptor: Descriptor, *, fixed: bool = False) -> Behaviour:
     """Run a network in PyTorch on noise, and refuse a descriptor that says something else than it does.
 
     Args:
         module: [N, C, H, W] -> [N, C', scale * H, scale * W], in evaluation mode.
         descriptor: what was declared.
+        fixed: the network takes pictures of ``descriptor.tile`` alone.
 
     Raises:
         ArtifactError: names the field of the descriptor that is wrong: exit code 4.
     """
-    height, width = (_odd(multiple, least) for multiple, least in zip(descriptor.multiple, LEAST, strict=True))
+    pairs = zip(descriptor.multiple, LEAST, strict=True)
+    height, width = descriptor.tile if fixed else (_odd(multiple, least) for multiple, least in pairs)
     sizes: list[float] = []
     hooks = [
         layer.register_forward_hook(lambda _, __, output: sizes.append(output.numel()) if _is_tensor(output) else None)
@@ -54,6 +63,9 @@ def probe(module: nn.Module, descriptor: Descriptor) -> Behaviour:
         raise _cause(module, descriptor, height, width, output)
     _check(module, descriptor, output, height, width)
     activation = max(sizes, default=0) / (height * width)
+    if fixed:
+        return Behaviour(False, activation)
+    _check_phase(module, descriptor)
     other = _run(module, descriptor.input, height + 1, width + 1)
     any_size = isinstance(other, Tensor) and other.shape[2:] == _scaled(descriptor.scale, height + 1, width + 1)
     if not any_size:
@@ -63,6 +75,154 @@ def probe(module: nn.Module, descriptor: Descriptor) -> Behaviour:
             raise _cause(module, descriptor, height, width, output)
         _check(module, descriptor, output, height, width)
     return Behaviour(any_size, activation)
+
+
+def describe(module: nn.Module, said: Declared, *, hint: int = 1, parameters: int, fixed: bool = False) -> Descriptor:
+    """A description of a network of which little is known: the rest is measured.
+
+    Args:
+        module: [N, C, H, W] -> [N, C', scale * H, scale * W], in evaluation mode.
+        said: what is known for certain; ``tile`` too where ``fixed``.
+        hint: what somebody says its sides are multiples of; it takes such sides in any case.
+        parameters: trained numbers.
+        fixed: it takes pictures of ``said.tile`` alone.
+
+    Raises:
+        ArtifactError: it does not run on any kind of picture, or gives no picture.
+    """
+    planes, multiple, given = _first_that_runs(module, said, hint, fixed)
+    height, width = _sides(said, multiple, fixed)
+    output = _require_picture(given)
+    made = next((planes for planes in ("gray", "RGB") if CHANNELS[planes] == output.shape[1]), None)
+    if made is None and said.output is None:
+        raise ArtifactError("network.output", f"{output.shape[1]} planes", "1 (gray) or 3 (RGB)")
+    found = tuple(output.shape[2:])
+    scale = next((n for n in range(1, MAX_SCALE + 1) if found == _scaled(n, height, width)), None)
+    if scale is None and said.scale is None:
+        needed = f"a whole number of times as many, 1 to {MAX_SCALE}"
+        raise ArtifactError("network.scale", _change(found, height, width), needed)
+    values: dict[str, Any] = {
+        "scale": said.scale or scale,
+        "input": planes,
+        "output": said.output or made,
+        "multiple": multiple,
+        "local": bool(said.local),
+    }
+    # What encloses a picture of four times the sides takes sixteen times the memory.
+    side = 256 if values["scale"] <= 2 else 128
+    tall, wide = (one * math.ceil(side / one) for one in multiple)
+    known = Descriptor(
+        said.architecture or type(module).__name__,
+        said.task or ("sr" if values["scale"] > 1 else "restore"),
+        parameters,
+        variant=said.variant or "",
+        overlap=said.overlap or 0,
+        tile=said.tile or (tall, wide),
+        phase=said.phase or (1, 1),
+        measured=tuple(name for name in ("scale", "input", "output", "multiple") if getattr(said, name) is None),
+        **values,
+    )
+    _check(module, known, output, height, width)
+    if said.phase is None and not fixed:
+        known = dataclasses.replace(known, phase=_phase(module, known), measured=(*known.measured, "phase"))
+    return known
+
+
+def _first_that_runs(module: nn.Module, said: Declared, hint: int, fixed: bool) -> tuple[Planes, Pair, object]:
+    """The planes and the least multiple that a network takes, and what it gave."""
+    kinds: list[Planes] = [said.input] if said.input else ["RGB", *(planes for planes in CHANNELS if planes != "RGB")]
+    pairs = [said.multiple] if said.multiple else [(n * hint // math.gcd(n, hint),) * 2 for n in (1, *MULTIPLES)]
+    reason: object = None
+    for planes in kinds:
+        for multiple in dict.fromkeys(pairs if not fixed else [said.tile]):
+            assert multiple is not None
+            height, width = _sides(said, multiple, fixed)
+            output = _run(module, planes, height, width)
+            if not isinstance(output, Exception):
+                # One that merely rounds its sides down is no better than one that fails.
+                last = fixed or said.multiple or multiple == pairs[-1]
+                if last or not _is_tensor(output) or _whole_multiple(output, height, width):
+                    return planes, multiple, output
+            elif reason is None:
+                reason = output
+    height, width = _sides(said, pairs[-1], fixed)
+    if isinstance(reason, Exception) and (said.input or said.multiple):
+        declared = Descriptor("a network", "restore", 0, input=kinds[0], multiple=pairs[0])
+        raise _cause(module, declared, height, width, reason)
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    hint_ = "say what it takes: --channels, --multiple"
+    raise ArtifactError("network", f"one that fails on {height} x {width} pixels ({lines[0]})", "one that runs", hint_)
+
+
+def _sides(said: Declared, multiple: Pair, fixed: bool) -> Pair:
+    if fixed and said.tile:
+        return said.tile
+    height, width = (_odd(one, least) for one, least in zip(multiple, LEAST, strict=True))
+    return height, width
+
+
+def _whole_multiple(output: Any, height: int, width: int) -> bool:
+    return any(tuple(output.shape[2:]) == _scaled(scale, height, width) for scale in range(1, MAX_SCALE + 1))
+
+
+# Shifting a picture by the phase must shift the result; by how much it does, in dB for a peak of 1.
+SHIFTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32)
+LIE, CURE = 30.0, 20.0  # below this, and better by that with another phase, the declared one is wrong
+CLEAR = 10.0  # by so much better than others, a phase is one
+
+
+def _check_phase(module: nn.Module, descriptor: Descriptor) -> None:
+    """Refuse a phase at whose multiples the network does not do the same everywhere, where another's would do."""
+    for axis, declared in enumerate(descriptor.phase):
+        steady = _steadiness(module, descriptor, axis, declared)
+        if steady >= LIE:
+            continue
+        for other in SHIFTS:
+            shift = math.lcm(declared, other)
+            if shift != declared and _steadiness(module, descriptor, axis, shift) >= steady + CURE:
+                needed = " x ".join(map(str, dict.fromkeys(descriptor.phase)))
+                raise ArtifactError("network.phase", f"{shift} {('down', 'across')[axis]}", needed, EDITED)
+
+
+def _phase(module: nn.Module, descriptor: Descriptor) -> Pair:
+    """The least phase at whose multiples a network does the same everywhere; 1 where none stands out."""
+    found = []
+    for axis in range(2):
+        steady = {shift: _steadiness(module, descriptor, axis, shift) for shift in SHIFTS}
+        best = max(steady.values())
+        if best < steady[1] + CLEAR:
+            found.append(1)
+        else:
+            found.append(next(shift for shift, value in steady.items() if value >= best - CLEAR / 2))
+    return found[0], found[1]
+
+
+def _steadiness(module: nn.Module, descriptor: Descriptor, axis: int, shift: int) -> float:
+    """How alike a network does on two windows of a picture that lie ``shift`` apart, in dB, away from their borders."""
+    height, width = (one * math.ceil(80 / one) for one in descriptor.multiple)
+    down, across = (shift, 0) if axis == 0 else (0, shift)
+    generator = torch.Generator().manual_seed(0)
+    channels = CHANNELS[descriptor.input]
+    coarse = torch.rand(1, channels, -(-(height + down) // 8), -(-(width + across) // 8), generator=generator)
+    picture = nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")[..., : height + down, : width + across]
+    picture = picture + 0.02 * torch.randn(picture.shape, generator=generator)
+    windows = (picture[..., :height, :width], picture[..., down:, across:])
+    try:
+        with torch.inference_mode():
+            first, second = (module(window.contiguous()) for window in windows)
+    except Exception:  # what fails here is told by the other runs
+        return math.inf
+    edge, scale = 16, descriptor.scale
+    rows, columns = scale * (height - 2 * edge - down), scale * (width - 2 * edge - across)
+    inner, other = (
+        made[..., top : top + rows, left : left + columns]
+        for made, top, left in (
+            (first, scale * (edge + down), scale * (edge + across)),
+            (second, scale * edge, scale * edge),
+        )
+    )
+    error = float((inner - other).square().mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def _odd(multiple: int, least: int) -> int:
@@ -90,12 +250,17 @@ def _run(module: nn.Module, planes: Planes, height: int, width: int) -> object:
         return error
 
 
+def _require_picture(output: object) -> Tensor:
+    if isinstance(output, Tensor) and output.dim() == 4:
+        return output
+    shown = f"a tensor of {output.dim()} axes" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    hint = "wrap the module so that it gives the picture alone"
+    raise ArtifactError("network.output", shown, "one tensor [N, C, H, W]", hint)
+
+
 def _check(module: nn.Module, descriptor: Descriptor, output: object, height: int, width: int) -> None:
     """Refuse an output that is not the picture the descriptor promises."""
-    if not isinstance(output, Tensor) or output.dim() != 4:
-        shown = f"a tensor of {output.dim()} axes" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        hint = "wrap the module so that it gives the picture alone"
-        raise ArtifactError("network.output", shown, "one tensor [N, C, H, W]", hint)
+    output = _require_picture(output)
     if (channels := output.shape[1]) != CHANNELS[descriptor.output]:
         raise ArtifactError("network.output", f"{channels} planes", _planes(descriptor.output), EDITED)
     if not torch.isfinite(output).all():

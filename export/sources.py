@@ -7,27 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from echoir.checkpoint import SHIPPED, Checkpoint, load_checkpoint
-from echoir.export.probe import probe
+from echoir.checkpoint import SHIPPED, Checkpoint, find_checkpoint, load_checkpoint
+from echoir.export.declared import NOTHING, Declared
+from echoir.export.probe import describe, probe
 from echoir.export.reference import IO, PyTorchSession
+from echoir.export.whole import Floats, in_one_piece
+from echoir.named import is_own
 from echoir.runtime.contract import Session
 from echoir.runtime.descriptor import Descriptor
-from echoir.runtime.manifest import CheckpointRecord
+from echoir.runtime.errors import ArtifactError
+from echoir.runtime.files import sha256_file
+from echoir.runtime.manifest import CheckpointRecord, Manifest
 from echoir.runtime.output import displayable
-from echoir.runtime.tiling import reflect
 
 if TYPE_CHECKING:
     import onnx
-
-Floats = NDArray[np.float32]
-# Numbers in the largest activation that one pass over a whole picture may make, 2.7 GB: 4 megapixels of a network
-# with 170 per pixel.
-WHOLE_BUDGET = 4_000_000 * 170
 
 
 class Source(Protocol):
@@ -88,30 +85,62 @@ class TorchSource:
         return PyTorchSession(self.module, io=io, threads=threads)
 
     def whole(self, image: Floats) -> Floats | None:
-        height, width, _ = image.shape
-        if height * width * self._behaviour.activation > WHOLE_BUDGET:
-            return None
-        if not self._behaviour.any_size:
-            down, across = (
-                reflect(size, -(-size // multiple) * multiple)
-                for size, multiple in zip((height, width), self.descriptor.multiple, strict=True)
-            )
-            image = image[down][:, across]
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-            restored = np.asarray(self.module(batch))[0].transpose(1, 2, 0)
-        scale = self.descriptor.scale
-        return np.ascontiguousarray(restored[: scale * height, : scale * width])
+        return in_one_piece(self.module, self.descriptor, self._behaviour, image)
 
 
-def open_source(weights: str | Path) -> Source:
-    """A network by the name of a shipped checkpoint, or by its file.
+def open_source(weights: str | Path, said: Declared = NOTHING, *, own: bool = True) -> Source:
+    """A network by the name of a shipped checkpoint, by its file, or by a function that makes it.
+
+    Args:
+        weights: a shipped name, ``FILE.safetensors``, ``FILE.pth`` (read with spandrel), ``FILE.onnx``, or
+            ``FILE.py:FUNCTION`` or ``module:FUNCTION``, which gives ``(module, Descriptor)``.
+        said: what is known of it; what is not is measured.
+        own: whether a function is looked for, which runs its file: not for names that artifacts hold.
 
     Raises:
         ArtifactError: no such file or name, or weights that cannot be used.
         MissingExtraError: what reads them is not installed.
     """
-    return checkpoint_source(load_checkpoint(weights))
+    path, name = Path(weights), str(weights)
+    if is_own(name) and not path.exists():
+        from echoir.export.foreign import load_function
+
+        if not own:
+            hint = "it names code, which is not run unless you name it: --weights"
+            raise ArtifactError("checkpoint.name", name, "a file of weights", hint)
+        module, descriptor = load_function(name)
+        said.check(descriptor)
+        record = CheckpointRecord(displayable(name), _fingerprint(module))
+        return TorchSource(module, descriptor, record)
+    if path.suffix == ".onnx":
+        from echoir.export.onnx_source import OnnxSource
+
+        return OnnxSource(path, said)
+    from echoir.export.foreign import SUFFIXES, load_foreign
+
+    if path.suffix in SUFFIXES:
+        module, known, multiple = load_foreign(find_checkpoint(path))
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        descriptor = describe(module, said.or_else(known), hint=multiple, parameters=parameters)
+        return TorchSource(module, descriptor, CheckpointRecord(displayable(path.name), sha256_file(path)))
+    checkpoint = load_checkpoint(weights)
+    said.check(checkpoint.descriptor)
+    return checkpoint_source(checkpoint)
+
+
+def source_of(manifest: Manifest, reference: str | None = None) -> Source:
+    """The network that an artifact was made from.
+
+    Args:
+        reference: where it is; None looks where the manifest says.
+
+    Raises:
+        ArtifactError: as :func:`open_source`; or the manifest names code.
+    """
+    name = reference or manifest.checkpoint.name
+    bare = Path(name).suffix in (".onnx", ".pth", ".pt", ".ckpt")  # they do not say themselves what they are
+    said = Declared.of(manifest.network) if bare else NOTHING
+    return open_source(name, said, own=reference is not None)
 
 
 def checkpoint_source(checkpoint: Checkpoint) -> TorchSource:

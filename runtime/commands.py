@@ -375,8 +375,8 @@ def _opponent(
         session = stack.enter_context(open_session(other, threads=threads))
         return measure.subject(other.manifest.name, other.manifest, session, batch)
     with needs_extra("train"):
-        from echoir.export.sources import open_source
-    source = open_source(reference or model.manifest.checkpoint.name)
+        from echoir.export.sources import source_of
+    source = source_of(model.manifest, reference)
     config = json.loads(json.dumps(source.descriptor.config))
     if config != model.manifest.network.config:
         raise ArtifactError("network.config", config, model.manifest.network.config, "other networks do not compare")

@@ -15,7 +15,9 @@ from PIL import Image
 from echoir.runtime import errors
 
 CLONE = Path(__file__).parent.parent
-EXTRAS = ("train", "export", "kernel", "cuda", "build", "tensorrt", "rtx", "openvino", "video", "gstreamer", "ray")
+EXTRAS = (
+    "train", "export", "foreign", "kernel", "cuda", "build", "tensorrt", "rtx", "openvino", "video", "gstreamer", "ray",
+)  # fmt: skip
 
 
 def python(*arguments: str, folder: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from echoir.calibration.graph import Graph
 from echoir.calibration.sensitivity import groups
 from echoir.evaluate import restore_whole
-from echoir.export import sources
+from echoir.export import whole
 from echoir.export.lowering import lowering_of
 from echoir.export.sources import TorchSource, open_source
 from echoir.export.typed import export_onnx
@@ -123,9 +123,9 @@ def test_the_whole_of_a_network_for_any_size_is_the_network(rng: np.random.Gener
 def test_no_whole_of_a_picture_too_large_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((16, 16, 3), np.float32)
     source = TorchSource(Toy(), TRUTH)
-    monkeypatch.setattr(sources, "WHOLE_BUDGET", 12 * 256)  # Toy's largest: 3 planes times 2 x 2
+    monkeypatch.setattr(whole, "WHOLE_BUDGET", 12 * 256)  # Toy's largest: 3 planes times 2 x 2
     assert source.whole(image) is not None
-    monkeypatch.setattr(sources, "WHOLE_BUDGET", 12 * 256 - 1)
+    monkeypatch.setattr(whole, "WHOLE_BUDGET", 12 * 256 - 1)
     assert source.whole(image) is None
 
 
