@@ -20,7 +20,7 @@ from running import echoir
 from v2_server import Handler, Misbehave, Server, serving
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.errors import ArtifactError, BackendError
+from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError
 from echoir.runtime.restorer import Restorer
 from echoir.runtime.serving.repository import write_repository
 from echoir.runtime.sessions import open_model, open_session
@@ -67,7 +67,7 @@ def test_threads_share_a_session_and_connections_are_kept(server: Server, image:
         first, *others = pool.map(restorer, [image] * 6)
         assert all(np.array_equal(first, other) for other in others)
     assert server.connections <= 4  # one that described the model, one for each thread
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(ClosedSessionError):
         restorer.session.run(np.zeros((1, 3, 64, 64), np.float32))
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult
 
-from echoir.runtime.errors import BackendError
+from echoir.runtime.errors import BackendError, ClosedSessionError
 
 FULL = 503  # Triton's own answer when a queue is full, and that of a proxy with no server behind it
 BLOCK = 1 << 16  # bytes read at a time
@@ -58,7 +58,7 @@ class Connection:
 
         Raises:
             BackendError: no whole answer within the limits.
-            ValueError: the connection is closed.
+            ClosedSessionError: the connection is closed.
         """
         began = time.monotonic()
         pause = 0.05
@@ -171,7 +171,7 @@ class Connection:
         """A connection, and whether it was used before."""
         with self._lock:
             if self._closed:
-                raise ValueError("the session is closed")
+                raise ClosedSessionError
             if self._idle:
                 return self._idle.pop(), True
         kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection

@@ -108,7 +108,8 @@ class RemoteSession:
             [N, ...] in the manifest's output layout and dtype.
 
         Raises:
-            ValueError: tiles of another shape or type, or a closed session.
+            ValueError: tiles of another shape or type.
+            ClosedSessionError: it was closed.
             BackendError: the server refused, failed, or gave no answer that makes sense.
         """
         tile, source = self.manifest.tile, self.manifest.input
