@@ -245,10 +245,13 @@ def evaluate(
     forms = forms_named(forms)
     if threads:
         torch.set_num_threads(threads)
+    weights = network or model.endswith(".safetensors") or (SHIPPED / f"{model}.safetensors").is_file()
+    if weights and device != "cpu":
+        raise click.UsageError(f"--device {device} is for an artifact; PyTorch measures a checkpoint on the CPU")
     if network:
         own, trained = load_own(model, find(network, "network"))
         restore: Restore = partial(restore_whole, own)
-    elif model.endswith(".safetensors") or (SHIPPED / f"{model}.safetensors").is_file():
+    elif weights:
         checkpoint = load_checkpoint(model)
         trained, restore = checkpoint.task, partial(restore_whole, checkpoint.network)
     else:

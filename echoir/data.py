@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from echoir.runtime.errors import ImageError
 from echoir.runtime.folders import find_pictures, name_unread
 from echoir.runtime.images import Header, open_picture, read_header
-from echoir.runtime.picture import WRITABLE
+from echoir.runtime.picture import READABLE
 
 T = TypeVar("T")
 # How the field names the two folders of a pair, in any case.
@@ -151,7 +151,7 @@ def _list_folder(folder: Path, say: Say) -> list[Picture]:
         raise ImageError(f"{error.filename}: the folder cannot be read: {error.strerror}")
     unread = f"{name_unread(found.unread)} left out, of types that are not read" if found.unread else ""
     if not found.pictures:
-        raise ImageError(f"{folder}: no picture ({', '.join(WRITABLE)})" + (f"; {unread}" if unread else ""))
+        raise ImageError(f"{folder}: no picture ({', '.join(READABLE)})" + (f"; {unread}" if unread else ""))
     if unread:
         say(f"{folder}: {unread}")
 

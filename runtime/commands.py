@@ -191,7 +191,8 @@ def restore(
     """Restore images and folders.
 
     INPUT is an image, a folder (every image in it and below; OUT gets the same tree), or a quoted glob
-    pattern such as 'shots/**/*.png'. PNG, JPEG, TIFF and WebP. Folders and patterns leave hidden files out.
+    pattern such as 'shots/**/*.png'. PNG, JPEG, TIFF and WebP; BMP becomes PNG. Folders and patterns leave
+    hidden files out.
 
     An output appears only when it is complete, so running the same command again resumes: with
     --exists skip, what is there is done. One bad file does not stop the others; each failure is

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from echoir.runtime.picture import WRITABLE
+from echoir.runtime.picture import READABLE
 
 # Pictures that nothing here reads: worth a word, where a text file is not.
 UNREAD = {
-    ".jfif", ".jpe", ".jif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm",
+    ".jfif", ".jpe", ".jif", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm",
     ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr", ".hdr", ".svg", ".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw",
     ".raf", ".orf", ".rw2",
 }  # fmt: skip
@@ -34,7 +34,7 @@ class Found:
 
 
 def find_pictures(folder: Path, *, without: Path | None = None) -> Found:
-    """All pictures below a folder, by their suffixes (:data:`echoir.runtime.picture.WRITABLE`).
+    """All pictures below a folder, by their suffixes (:data:`echoir.runtime.picture.READABLE`).
 
     Hidden files and folders are left out (``._a.png`` is what macOS leaves beside ``a.png``). Links are followed;
     a folder that can be reached in several ways is walked once, at its own place if that is below ``folder``.
@@ -63,7 +63,7 @@ def find_pictures(folder: Path, *, without: Path | None = None) -> Found:
         for entry in visible:
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(here / entry.name)
-            elif (suffix := Path(entry.name).suffix.lower()) in WRITABLE:
+            elif (suffix := Path(entry.name).suffix.lower()) in READABLE:
                 listed[here].append(entry.name)
             elif suffix in UNREAD:
                 found.unread.add(here / entry.name)

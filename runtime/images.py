@@ -1,4 +1,4 @@
-"""Reading and writing pictures: PNG, JPEG, TIFF and WebP, 8 and 16 bits, with what else is in the file.
+"""Reading and writing pictures: PNG, JPEG, TIFF and WebP, 8 and 16 bits, with what else is in the file. BMP is read.
 
 libvips does the work (pyvips): it holds 16-bit colour, which Pillow does not, needs no copy of the
 pixels to write them, and carries profiles, EXIF, XMP, IPTC and resolution between formats. Within a format,
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from echoir.runtime.bmp import bmpload
 from echoir.runtime.encoders import encode
 from echoir.runtime.errors import ImageError
 from echoir.runtime.files import atomic_write
@@ -78,7 +79,7 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
     """Decode a picture, wholly or not at all.
 
     Args:
-        path: a PNG, JPEG, TIFF or WebP file, whatever its suffix says.
+        path: a PNG, JPEG, TIFF, WebP or BMP file, whatever its suffix says.
         max_pixels: refuse larger pictures before decoding them.
         upright: turn the pixels as the orientation tag says, and reset the tag to 1.
 
@@ -235,7 +236,7 @@ def _sniff(path: Path) -> tuple[str, Extras]:
             raise ImageError(f"cannot read {path}: the file is empty")
         format = _format(head)
         if format is None:
-            raise ImageError(f"cannot read {path}: no PNG, JPEG, TIFF or WebP picture, whatever its name says")
+            raise ImageError(f"cannot read {path}: no PNG, JPEG, TIFF, WebP or BMP picture, whatever its name says")
         extras = read_extras(file, format)
     if extras.frames > 1:
         raise ImageError(f"cannot read {path}: it holds {extras.frames} frames, of which all but one would be lost")
@@ -256,6 +257,8 @@ def _format(head: bytes) -> str | None:
         return "jpeg"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiff"
+    if head[:2] == b"BM":
+        return "bmp"
     return "webp" if head[:4] == b"RIFF" and head[8:] == b"WEBP" else None
 
 
@@ -309,4 +312,10 @@ def _turned(pixels: Array, orientation: int) -> Array:
 
 def _loader(format: str) -> Callable[..., pyvips.Image]:
     image = vips().Image
-    return {"png": image.pngload, "jpeg": image.jpegload, "tiff": image.tiffload, "webp": image.webpload}[format]
+    return {
+        "png": image.pngload,
+        "jpeg": image.jpegload,
+        "tiff": image.tiffload,
+        "webp": image.webpload,
+        "bmp": bmpload,
+    }[format]

@@ -19,7 +19,7 @@ from echoir.runtime.contract import Array
 from echoir.runtime.errors import ImageError
 from echoir.runtime.folders import UNREAD, Found, find_pictures, is_within, name_unread
 from echoir.runtime.images import MAX_PIXELS, open_picture, picture_size, save_picture
-from echoir.runtime.picture import WRITABLE
+from echoir.runtime.picture import READABLE, WRITABLE
 from echoir.runtime.progress import Progress
 from echoir.runtime.restorer import OnTiles, Restorer
 from echoir.runtime.turns import Turn, Turns
@@ -202,7 +202,7 @@ def _find(given: str, out: Path) -> tuple[Path, Found]:
             found.pictures += below.pictures
             found.unread |= below.unread
             found.unreadable += below.unreadable
-        elif suffix in WRITABLE:
+        elif suffix in READABLE:
             found.pictures.append(match)
         elif suffix in UNREAD:
             found.unread.add(match)

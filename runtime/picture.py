@@ -21,6 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Suffixes that can be written, and the format each stands for. Reading goes by content.
 WRITABLE = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp"}
+READABLE = (*WRITABLE, ".bmp", ".dib")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Picture:
 
     Attributes:
         path: the file it came from.
-        format: ``"png"``, ``"jpeg"``, ``"tiff"`` or ``"webp"``.
+        format: ``"png"``, ``"jpeg"``, ``"tiff"``, ``"webp"`` or ``"bmp"``.
         pixels: [H, W, C], uint8 or uint16; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
             Palettes are resolved to RGB, 1, 2 and 4 bits are widened to 8 (white is 255).
         resolution: pixels per millimetre, across and down; None if the file does not say.

@@ -126,12 +126,14 @@ def read_extras(file: BinaryIO, format: str) -> Extras:
 
     Args:
         file: seekable.
-        format: ``"png"``, ``"jpeg"``, ``"tiff"`` or ``"webp"``.
+        format: ``"png"``, ``"jpeg"``, ``"tiff"``, ``"webp"`` or ``"bmp"``, which has nothing but pixels.
     """
     if format == "tiff":
         tags = read_tags(file)
         unit = tags[296].numbers if 296 in tags and tags[296].type == 3 else [2]
         return Extras(tags=tags, resolved=282 in tags and unit != [1])
+    if format == "bmp":
+        return Extras()
     return {"png": _read_png, "jpeg": _read_jpeg, "webp": _read_webp}[format](file)
 
 

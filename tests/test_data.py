@@ -300,7 +300,7 @@ def test_folders_without_pictures_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no picture"):
         list_pictures([tmp_path])
     (tmp_path / "text.png").write_text("no picture at all")
-    with pytest.raises(ImageError, match=r"cannot read .*text\.png: no PNG, JPEG, TIFF or WebP"):
+    with pytest.raises(ImageError, match=r"cannot read .*text\.png: no PNG, JPEG, TIFF, WebP or BMP"):
         crops(list_pictures([tmp_path]), UNTOUCHED, tmp_path)
 
 

@@ -335,8 +335,8 @@ def test_missing_empty_and_foreign_files_are_named(tmp_path: Path) -> None:
         "absent.png": "No such file or directory",
         ".": "it is a folder",
         "empty.png": "the file is empty",
-        "text.png": "no PNG, JPEG, TIFF or WebP picture, whatever its name says",
-        "anim.gif": "no PNG, JPEG, TIFF or WebP picture",
+        "text.png": "no PNG, JPEG, TIFF, WebP or BMP picture, whatever its name says",
+        "anim.gif": "no PNG, JPEG, TIFF, WebP or BMP picture",
         "text.png/x.png": "Not a directory",
     }.items():
         for read in (open_picture, picture_size):
