@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, needs_extra
 from echoir.runtime.files import atomic_write, sha256_file
+from echoir.runtime.forms import FORMS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 OWN = "keywords"  # what the description of a network of one's own has
 SHIPPED = Path(__file__).parent / "weights"
+FORMS_OF_SHIPPED = {  # trained before the header said it
+    "denoise": ("rgb", "clipped"),
+    "denoise-edge": tuple(FORMS),
+    "realnoise": ("clipped", "jpeg420", "correlated"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Checkpoint:
     @property
     def descriptor(self) -> Descriptor:
         """What the network is and needs."""
-        return self.network.describe(self.task, self.preset)
+        shipped = FORMS_OF_SHIPPED.get(self.path.stem, ()) if self.path.parent == SHIPPED else ()
+        return replace(self.network.describe(self.task, self.preset), forms=tuple(self.metadata.get("forms", shipped)))
 
 
 def save_checkpoint(

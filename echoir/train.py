@@ -360,6 +360,7 @@ class Trainer:
             "processes": self.world.size,
             "torch": str(torch.__version__),
             "training_images": len(self.training),
+            "forms": self.task.forms,
             **more,
         }
         recipe = self.recipe

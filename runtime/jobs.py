@@ -16,8 +16,10 @@ from threading import Lock
 from typing import Literal
 
 from echoir.runtime.contract import Array
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ImageError
 from echoir.runtime.folders import UNREAD, Found, find_pictures, is_within, name_unread
+from echoir.runtime.forms import form_of_picture, warning
 from echoir.runtime.images import MAX_PIXELS, open_picture, picture_size, save_picture
 from echoir.runtime.picture import READABLE, WRITABLE
 from echoir.runtime.progress import Progress
@@ -51,6 +53,19 @@ class Failure:
 
     def __str__(self) -> str:
         return self.cause if self.source in self.cause else f"{self.source}: {self.cause}"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """An input that was restored.
+
+    Attributes:
+        left: what is in its file and not in the new one.
+        form: what kind of picture it is, by :func:`echoir.runtime.forms.form_of_picture`.
+    """
+
+    left: list[str]
+    form: str | None = None
 
 
 @dataclass
@@ -280,22 +295,22 @@ def restore(
     # The ETA counts tiles, since images differ in size.
     tiles = [_tiles(restorer, size) for size in sizes]
     with Progress("restore", sum(tiles), "tiles", log_json=log_json, quiet=quiet) as progress:
-        telling = Lock()
+        telling, remarks = Lock(), Remarks(restorer.manifest.network)
 
         def note(failure: Failure) -> None:
             if log_json:
                 with telling:
                     progress.note(str(failure), **asdict(failure))
 
-        def settle(job: Job, left: list[str] | Failure) -> None:
-            if isinstance(left, Failure):
-                report.failed.append(left)
-                note(left)
+        def settle(job: Job, done: Restored | Failure) -> None:
+            if isinstance(done, Failure):
+                report.failed.append(done)
+                note(done)
                 return
             report.restored.append(job)
-            if left and not quiet:
+            for line in () if quiet else remarks(done):
                 with telling:
-                    progress.note(f"{job.source}: not carried over: {', '.join(left)}", source=str(job.source))
+                    progress.note(f"{job.source}: {line}", source=str(job.source))
 
         def tell(number: int, done: int | None) -> None:
             """So many tiles of a job are done; None: it is over."""
@@ -311,7 +326,7 @@ def restore(
             note(failure)
         turns = Turns(ImageError, MemoryError)
         with ThreadPoolExecutor(WORKERS) as pool:
-            futures: list[Future[list[str] | Failure]] = []
+            futures: list[Future[Restored | Failure]] = []
             for number, (job, size) in enumerate(zip(todo, sizes, strict=True)):
                 alone = size is None or size[0] * size[1] * restorer.manifest.network.scale**2 > ALONE
                 turn = Turn(turns, number, alone, partial(tell, number))
@@ -331,6 +346,21 @@ def restore(
                 raise
         progress.fields.pop("file", None)
         progress.advance(0, restored=len(report.restored), skipped=len(report.skipped), failed=len(report.failed))
+
+
+class Remarks:
+    """What there is to say of pictures that were restored; that a network does not know a kind of them, once a kind."""
+
+    def __init__(self, network: Descriptor) -> None:
+        self._network, self._said = network, set[str | None]()
+
+    def __call__(self, done: Restored) -> Iterator[str]:
+        """Lines about one."""
+        if done.left:
+            yield f"not carried over: {', '.join(done.left)}"
+        if done.form not in self._said and (line := warning(done.form, self._network)) is not None:
+            self._said.add(done.form)
+            yield line
 
 
 def pending(jobs: Sequence[Job], report: Report, exists: Exists) -> Iterator[Job]:
@@ -371,16 +401,13 @@ def restore_one(
     max_pixels: int = MAX_PIXELS,
     on_tiles: OnTiles | None = None,
     take: Callable[[Iterator[Array]], Iterator[Array]] = iter,
-) -> list[str]:
+) -> Restored:
     """Restore an image.
 
     Args:
         upright, max_pixels: as for :func:`restore`.
         on_tiles: told (tiles done, tiles in all) as the work goes on.
         take: goes through the restored rows, and so says when that part of the work is done.
-
-    Returns:
-        What is in its file and not in the new one.
 
     Raises:
         ImageError: the image cannot be read or restored, or its output cannot be written.
@@ -399,10 +426,10 @@ def restore_one(
         picture.read_rows, picture.height, picture.width, channels=picture.channels, on_tiles=on_tiles
     )
     save_picture(job.target, take(rows), picture, scale=way.scale, channels=way.result)
-    return picture.left_behind(job.target)
+    return Restored(picture.left_behind(job.target), form_of_picture(picture))
 
 
-def _in_turn(restorer: Restorer, job: Job, turn: Turn, upright: bool, max_pixels: int) -> list[str] | Failure:
+def _in_turn(restorer: Restorer, job: Job, turn: Turn, upright: bool, max_pixels: int) -> Restored | Failure:
     """:func:`restore_one`; what goes wrong with the image is an answer, since an exception would hold its file open."""
     try:
         with turn:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from echoir.runtime.contract import Device
 from echoir.runtime.errors import ArtifactError, BackendError, EchoIRError, ImageError, needs_extra
+from echoir.runtime.forms import warning
 from echoir.runtime.images import MAX_PIXELS
 from echoir.runtime.jobs import Exists, Failure, Job, Report, pending, restore_one
 from echoir.runtime.machine import usable_cores
@@ -83,7 +84,8 @@ class Worker:
         """Does the job of a row; gives its index, and what became of it."""
         from echoir.runtime.restorer import Restorer
 
-        settings, answer = self._settings, {"index": row["index"], "failure": "", "broken": 0, "left": ""}
+        settings = self._settings
+        answer = {"index": row["index"], "failure": "", "broken": 0, "left": "", "unknown": ""}
         try:
             if self._restorer is None:
                 self._restorer = Restorer.open(
@@ -95,8 +97,9 @@ class Worker:
                     strength=settings.strength,
                 )
             job = Job(Path(row["source"]), Path(row["target"]))
-            left = restore_one(self._restorer, job, upright=settings.upright, max_pixels=settings.max_pixels)
-            return answer | {"left": ", ".join(left)}
+            done = restore_one(self._restorer, job, upright=settings.upright, max_pixels=settings.max_pixels)
+            network = self._restorer.manifest.network
+            return answer | {"left": ", ".join(done.left), "unknown": warning(done.form, network) or ""}
         except (ImageError, MemoryError) as error:
             return answer | {"failure": str(error) or "out of memory"}
         except EchoIRError as error:
@@ -155,6 +158,7 @@ def restore_on_ray(
             noted = len(report.failed)
 
         note_failures()
+        said: set[str] = set()
         left = dict(enumerate(todo))
         for attempt in range(1, cluster.attempts + 1):
             for row in _answers(ray, settings, cluster, left):
@@ -168,8 +172,12 @@ def restore_on_ray(
                     fail(job, row["failure"])
                     note_failures()
                     continue
-                if row["left"] and not quiet:
-                    progress.note(f"{job.source}: not carried over: {row['left']}", source=str(job.source))
+                lines = [f"not carried over: {row['left']}"] if row["left"] else []
+                if row["unknown"] and row["unknown"] not in said:  # once a kind of pictures
+                    said.add(row["unknown"])
+                    lines.append(row["unknown"])
+                for line in () if quiet else lines:
+                    progress.note(f"{job.source}: {line}", source=str(job.source))
                 succeed(job)
             if exists != "overwrite":  # the worker died between its output and its answer
                 for index in [index for index, job in left.items() if os.path.isfile(job.target)]:

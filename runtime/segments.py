@@ -40,6 +40,7 @@ class Extras:
         tags: of a TIFF, all; of others, those of their EXIF.
         resolved: whether the file says how large a pixel is.
         lossless: whether a WebP is.
+        chroma: of a JPEG in colour, how it was stored: ``"4:4:4"``, ``"4:2:2"``, ``"4:2:0"``; None of others.
         left: what the next file will not have, in words.
     """
 
@@ -49,6 +50,7 @@ class Extras:
     tags: Tags | None = None
     resolved: bool = False
     lossless: bool = False
+    chroma: str | None = None
     left: tuple[str, ...] = ()
 
     @property
@@ -241,7 +243,7 @@ def _crc(data: bytes) -> bytes:
 def _read_jpeg(file: BinaryIO) -> Extras:
     segments: list[tuple[int, bytes]] = []
     left: list[str] = []
-    exif, xmp, pictures, resolved = b"", b"", 0, False
+    exif, xmp, pictures, resolved, chroma = b"", b"", 0, False, None
     file.seek(2)
     while len(head := file.read(2)) == 2 and head[0] == 0xFF:
         marker = head[1]
@@ -251,6 +253,9 @@ def _read_jpeg(file: BinaryIO) -> Extras:
         if marker in (0xDA, 0xD9):
             break
         length = int.from_bytes(file.read(2), "big") - 2
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            chroma = _sampling(file.read(max(length, 0)))
+            continue
         if not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             file.seek(max(length, 0), 1)
             continue
@@ -272,8 +277,23 @@ def _read_jpeg(file: BinaryIO) -> Extras:
     left += _name_rest(file, pictures, xmp)
     tags = read_exif(exif) if exif else None
     return Extras(
-        segments=tuple(segments), tags=tags, resolved=resolved or 282 in (tags or {}), left=tuple(dict.fromkeys(left))
+        segments=tuple(segments),
+        tags=tags,
+        resolved=resolved or 282 in (tags or {}),
+        chroma=chroma,
+        left=tuple(dict.fromkeys(left)),
     )
+
+
+def _sampling(frame: bytes) -> str | None:
+    """How a frame's header (T.81, B.2.2) samples two planes of chroma beside the luma."""
+    if len(frame) < 15 or frame[5] != 3:
+        return None
+    luma, blue, red = frame[7], frame[10], frame[13]
+    if blue != red or not blue & 15 or not blue >> 4:
+        return None
+    shares = {(1.0, 1.0): "4:4:4", (2.0, 1.0): "4:2:2", (2.0, 2.0): "4:2:0"}
+    return shares.get(((luma >> 4) / (blue >> 4), (luma & 15) / (blue & 15)))
 
 
 def _count_pictures(index: bytes) -> int:

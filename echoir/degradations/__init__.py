@@ -19,6 +19,7 @@ from echoir.degradations.draw import Draw
 from echoir.degradations.noise import Pair, noise
 from echoir.degradations.rain import rain, rained_on
 from echoir.named import find, is_own
+from echoir.runtime.forms import FORMS
 
 __all__ = ["TASKS", "Degradation", "Draw", "Pair", "Task", "find_task", "mixed"]
 
@@ -37,6 +38,7 @@ class Task:
             difference, draw).
         luma: figures are those of the Y channel.
         name: of one's own task, for files and reports.
+        forms: kinds of pictures that ``degrade`` makes (:mod:`echoir.forms`), where they are told apart.
     """
 
     degrade: Degradation
@@ -45,11 +47,12 @@ class Task:
     layered: Callable[[Tensor, Tensor, Draw], Pair] | None = None
     luma: bool = False
     name: str = "task"
+    forms: tuple[str, ...] = ()
 
 
 TASKS: dict[str, Task] = {
-    "denoise": Task(noise, name="denoise"),
-    "realnoise": Task(camera_and_other_noise, margin=6, name="realnoise"),
+    "denoise": Task(noise, name="denoise", forms=tuple(FORMS)),
+    "realnoise": Task(camera_and_other_noise, margin=6, name="realnoise", forms=tuple(FORMS)),
     "derain": Task(rain, turns=False, layered=rained_on, luma=True, name="derain"),
     "deblur": Task(motion_blur, margin=LONGEST // 2 + 1, name="deblur"),
 }
@@ -85,6 +88,7 @@ def mixed(shares: Mapping[Task, float]) -> Task:
         turns=all(task.turns for task in tasks),
         luma=all(task.luma for task in tasks),
         name="+".join(task.name for task in tasks),
+        forms=tuple(form for form in FORMS if any(form in task.forms for task in tasks)),
     )
 
 

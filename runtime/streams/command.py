@@ -232,6 +232,7 @@ class _Run:
         """Returns the exit code, or raises an error of the project's."""
         from contextlib import ExitStack
 
+        from echoir.runtime.forms import form_of_frames, warning
         from echoir.runtime.progress import Progress
         from echoir.runtime.streams.endpoints import open_source
         from echoir.runtime.streams.pipeline import Stream
@@ -239,6 +240,7 @@ class _Run:
 
         with ExitStack() as stack:
             source = open_source(self.source_name, self.wishes, lambda message: self.note(message))
+            unknown = warning(form_of_frames(source.info.format), self.restorer.manifest.network)
             closing_source = stack.enter_context(ExitStack())
             closing_source.callback(source.close)
             info = source.info
@@ -259,7 +261,7 @@ class _Run:
                 Progress("stream", info.frames, "frames", done=done, log_json=log_json, quiet=quiet) as progress,
                 _signals(self, stream),
             ):
-                self._introduce(source, colour, assumed, done, quiet, progress)
+                self._introduce(source, colour, [*assumed, *filter(None, [unknown])], done, quiet, progress)
                 try:
                     self._write(stream, source, sink, progress)
                 finally:

@@ -14,7 +14,7 @@ if any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
 
     whole = jobs.restore_one
 
-    def restore_one(restorer: Any, job: Any, **settings: Any) -> list[str]:
+    def restore_one(restorer: Any, job: Any, **settings: Any) -> Any:
         with open(os.environ["RAY_TALLY"], "a") as tally:
             tally.write(f"{job.source.name} {os.getpid()} begun\n")
         time.sleep(float(os.environ.get("RAY_SECONDS", "0")))
