@@ -66,7 +66,7 @@ def train(arguments: argparse.Namespace, strategy: str, share: float, switches: 
         trainer = Trainer("denoise", recipe, list_pictures(arguments.data), folder)
         trainer.resume()
         trainer.run()
-    return float(read_csv(folder / "validation.csv")[-1]["sigma25"])
+    return float(read_csv(folder / "validation.csv")[-1]["rgb25"])
 
 
 def main() -> None:

@@ -168,7 +168,7 @@ def main() -> None:
 
     rows, wrong = [], []
     for preset in options.presets:
-        for name, (c, h, w) in upsamplers(PRESETS[preset].width).items():
+        for name, (c, h, w) in upsamplers(PRESETS[preset]).items():
             shape = (c, h, w) if clock.real else (2, 5, 6)
             rows += [(preset, name, c, shape, storage) for storage in options.storage]
     for preset, name, c, shape, storage in rows:

@@ -13,7 +13,7 @@ import argparse
 from typing import get_args
 
 from echoir.export.echo.ptx import TARGETS, Storage, assemble, compile_forward
-from echoir.networks.echoir import PRESETS
+from echoir.networks.echoir import PRESETS, EchoIRConfig
 
 LARGE, SMALL = (1, 540, 960), (1, 32, 32)
 BANDWIDTH = {"Orin": 204e9, "Thor": 273e9, "H200": 4.3e12}  # bytes/s: two data sheets, one measured copy
@@ -25,9 +25,10 @@ def traffic(n: int, channels: int, guide_channels: int, height: int, width: int,
     return n * height * width * (channels + 4 * guide_channels + 4 * channels) * BYTES[storage]
 
 
-def upsamplers(width: int) -> dict[str, tuple[int, int, int]]:
+def upsamplers(config: EchoIRConfig) -> dict[str, tuple[int, int, int]]:
     """Channels, and low-resolution height and width, of the upsamplers of a network at 1920 x 1080."""
-    return {f"up{level}": (width << level - 1, 1080 >> level, 1920 >> level) for level in (1, 2, 3)}
+    height, width = 1080 // config.stem, 1920 // config.stem
+    return {f"up{level}": (config.width << level - 1, height >> level, width >> level) for level in (1, 2, 3)}
 
 
 def resources(targets: list[int], channels: list[int], radius: int, storage: Storage) -> None:
@@ -50,7 +51,7 @@ def least_times(storage: Storage) -> None:
     print(f"| preset | upsampler | MB | {' | '.join(f'{d}, {b / 1e9:.0f} GB/s' for d, b in BANDWIDTH.items())} |")
     print(f"|---|---|---|{'---|' * len(BANDWIDTH)}")
     for preset in ("base", "small", "tiny"):
-        for name, (c, height, width) in upsamplers(PRESETS[preset].width).items():
+        for name, (c, height, width) in upsamplers(PRESETS[preset]).items():
             moved = traffic(1, c, c, height, width, storage)
             times = " | ".join(f"{1e3 * moved / rate:.3f}" for rate in BANDWIDTH.values())
             print(f"| {preset} | {name} | {moved / 1e6:.1f} | {times} |")

@@ -53,6 +53,9 @@ class FunctionSession:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+# Every kind of layer, at the image's resolution, in milliseconds: fields of EchoIRConfig.
+SMALL: dict[str, Any] = {"width": 8, "blocks": (1, 1, 1), "middle": 1, "refinement": 1, "stem": 1}
+
 
 def make_manifest(
     *,
@@ -174,6 +177,13 @@ def make_artifact(
     sizes: dict[str, Any] = {"tile": tile, "overlap": overlap, "batch": batch, "most": most}
     manifest = make_manifest(io=io, name=name, network=network, **sizes, **changes)
     return write_artifact(manifest, path)
+
+
+def small_network(**switches: Any) -> EchoIR:
+    """The network of :data:`SMALL`, with random weights, in training mode."""
+    from echoir.networks.echoir import EchoIR, EchoIRConfig
+
+    return EchoIR(EchoIRConfig(**(SMALL | switches)))
 
 
 def make_source(network: EchoIR) -> TorchSource:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_artifact, make_manifest, make_source
+from builders import make_artifact, make_manifest, make_source, small_network
 from running import echoir
 
 from echoir.runtime import bench
@@ -158,12 +158,11 @@ class TestProfile:
         """Pins that the exporter's node names and ONNX Runtime's inlining are still as expected."""
         torch = pytest.importorskip("torch", reason="pip install '.[export]'")
         from echoir.export.typed import export_onnx
-        from echoir.networks.echoir import EchoIR
         from echoir.runtime.artifact import write_artifact
 
         torch.manual_seed(0)
         path = tmp_path / "tiny.onnx"
-        export_onnx(make_source(EchoIR.from_preset("tiny")), path, tile=(64, 64), batch=1)
+        export_onnx(make_source(small_network()), path, tile=(64, 64), batch=1)
         manifest = make_manifest(tile=(64, 64), batch=1)
         artifact = write_artifact(manifest, path)
         import onnxruntime
@@ -267,9 +266,8 @@ class TestCommand:
     def test_pytorch_runs_in_turn(self, tmp_path: Path) -> None:
         pytest.importorskip("torch", reason="pip install '.[train]'")
         from echoir.checkpoint import save_checkpoint
-        from echoir.networks.echoir import EchoIR
 
-        network = EchoIR.from_preset("tiny")
+        network = small_network()
         weights = tmp_path / "tiny.safetensors"
         save_checkpoint(weights, network, "denoise", "tiny", {})
         config = json.loads(json.dumps(network.config.to_dict()))

@@ -33,6 +33,10 @@ checkpoint_every = 1000
 steps = {steps}
 patch = 16
 batch = 2
+[network]
+width = 8
+blocks = [1, 1, 1]
+middle = 1
 [bilevel]
 lower_batch = 0.5
 """

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from builders import make_source
+from builders import make_source, small_network
 from onnx import TensorProto, helper, numpy_helper
 
 from echoir.export import build, engine, engine_worker, pipeline
@@ -27,7 +27,6 @@ from echoir.export.engine import RTX_CAPABILITIES, EngineOptions, build_engine
 from echoir.export.engine_worker import RefusedError, Share
 from echoir.export.layers import Layer, expected_types, fallen_back, precisions, read_layers
 from echoir.export.typed import export_onnx
-from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import Combine
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ArtifactError, BackendError, MissingExtraError
@@ -66,7 +65,7 @@ def impostor(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network, exported once."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
-    export_onnx(make_source(EchoIR.from_preset("tiny")), path, tile=(32, 32), precision="fp16")
+    export_onnx(make_source(small_network()), path, tile=(32, 32), precision="fp16")
     return path
 
 
@@ -74,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("precision", "io"), [("fp16", "uint8"), ("fp32", "float")])
 def test_a_real_engine_of_the_tiny_network(precision: str, io: str, tmp_path: Path) -> None:
     source, target = tmp_path / "tiny.onnx", tmp_path / "tiny.engine"
-    export_onnx(make_source(EchoIR.from_preset("tiny")), source, tile=(32, 32), precision=precision, io=io)  # type: ignore[arg-type]
+    export_onnx(make_source(small_network()), source, tile=(32, 32), precision=precision, io=io)  # type: ignore[arg-type]
     info = build_engine(source, target, target="tensorrt-rtx")
     assert info.bytes == target.stat().st_size > source.stat().st_size / 2  # the weights are in it
     assert info.compute_capabilities == RTX_CAPABILITIES

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import small_network
 from PIL import Image, PngImagePlugin
 from running import echoir
 
@@ -16,7 +17,6 @@ from echoir.checkpoint import save_checkpoint
 from echoir.evaluate import evaluate, mean, restore_whole
 from echoir.forms import FORMS
 from echoir.metrics import luma, psnr
-from echoir.networks.echoir import EchoIR
 from echoir.runtime.artifact import Artifact
 from echoir.samples import Sample
 
@@ -46,7 +46,7 @@ def test_the_mean_is_over_pictures() -> None:
 
 
 def test_restore_whole_is_the_network_on_the_whole_image() -> None:
-    network = EchoIR.from_preset("tiny").eval()
+    network = small_network().eval()
     image = np.random.default_rng(0).random((11, 13, 3), dtype=np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
@@ -57,7 +57,7 @@ def test_restore_whole_is_the_network_on_the_whole_image() -> None:
 @pytest.fixture
 def identity_network(tmp_path: Path) -> Path:
     """A checkpoint whose correction is zero, so its figures are those of the input."""
-    network = EchoIR.from_preset("tiny")
+    network = small_network()
     torch.nn.init.zeros_(network.output.weight)
     path = tmp_path / "identity.safetensors"
     save_checkpoint(path, network, "denoise", "tiny", {})

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from builders import small_network
 from PIL import Image
 
 from echoir import cli
@@ -25,7 +26,6 @@ from echoir.export.proof.golden import read_golden
 from echoir.export.sources import Source, checkpoint_source
 from echoir.forms import FORMS
 from echoir.metrics import to_8bit
-from echoir.networks.echoir import EchoIR
 from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime import Artifact, Restorer
 from echoir.runtime.descriptor import Descriptor
@@ -54,7 +54,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network small enough to export in seconds."""
     torch.manual_seed(0)
-    network = EchoIR.from_preset("tiny", width=8, heads=(1, 1, 1, 1), blocks=(1, 1, 1), middle=1)
+    network = small_network()
     path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
     save_checkpoint(path, network, "denoise", "tiny", {})
     return path
@@ -383,7 +383,7 @@ def test_parity_ends_with_5_when_the_gate_fails(run: Run, exported: Path, weight
 
 def test_parity_refuses_another_checkpoint(run: Run, exported: Path, pictures: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
-    save_checkpoint(other, EchoIR.from_preset("tiny"), "denoise", "tiny", {})
+    save_checkpoint(other, small_network(), "denoise", "tiny", {})
     code, _, error = run("parity", "-m", exported, "--weights", other, "--data", pictures)
     assert code == 4
     assert "checkpoint.sha256" in error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import small_network
 from PIL import Image
 from running import Result, echoir
 
@@ -22,7 +23,6 @@ from echoir.export import pipeline, quantized
 from echoir.export.quantized import Int8, verdict
 from echoir.export.sources import TorchSource
 from echoir.metrics import to_8bit
-from echoir.networks.echoir import EchoIR
 from echoir.runtime import Artifact
 
 SIDE = 32
@@ -46,7 +46,7 @@ def write(folder: Path, pictures: list[np.ndarray[Any, Any]]) -> Path:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network small enough to calibrate in seconds, whose correction is as large as noise of sigma 25."""
     torch.manual_seed(0)
-    network = EchoIR.from_preset("tiny", width=8, heads=(1, 1, 1, 1), blocks=(1, 1, 1), middle=1)
+    network = small_network()
     image = torch.rand(1, 3, SIDE, SIDE)
     with torch.no_grad():
         network.output.weight.mul_(0.1 / (network(image) - image).std())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import small_network
 
 from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig, pad_to_multiple
 
@@ -30,13 +31,13 @@ def test_parameters_match_the_paper_within_three_per_mille(switches: dict[str, o
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 8), (17, 3)])
 @pytest.mark.parametrize("upsampler", ["echo", "pixelshuffle", "transpose"])
 def test_any_input_size_comes_back_in_that_size(size: tuple[int, int], upsampler: str) -> None:
-    network = EchoIR.from_preset("tiny", upsampler=upsampler)
+    network = small_network(upsampler=upsampler)
     assert network(torch.rand(2, 3, *size)).shape == (2, 3, *size)
 
 
 def test_padding_inside_equals_padding_by_hand() -> None:
     torch.manual_seed(0)
-    network = EchoIR.from_preset("tiny").eval()
+    network = small_network().eval()
     image = torch.rand(1, 3, 20, 27)
     by_hand = torch.nn.functional.pad(image, (0, 5, 0, 4), mode="reflect")
     with torch.no_grad():
@@ -52,7 +53,7 @@ def test_reflection_bounces_as_often_as_needed() -> None:
     "switches", [{"reference": "image"}, {"feed_forward": "mlp"}, {"channel_attention": False}, {"radius": 2}]
 )
 def test_ablations_run_and_learn(switches: dict[str, object]) -> None:
-    network = EchoIR.from_preset("tiny", **switches)
+    network = small_network(**switches)
     network(torch.rand(1, 3, 16, 16)).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
@@ -64,7 +65,7 @@ def test_ablations_run_and_learn(switches: dict[str, object]) -> None:
         ("tiny", {"radius": 4}, "radius must be an integer from 0 to 3, got 4"),
         ("tiny", {"radius": 1.0}, "radius must be an integer from 0 to 3, got 1.0"),
         ("tiny", {"upsampler": "bilinear"}, "upsampler must be one of echo, pixelshuffle, transpose"),
-        ("tiny", {"heads": (3, 2, 4, 8)}, "3 heads do not divide the 16 channels of level 1"),
+        ("tiny", {"heads": (3, 2, 4, 8)}, "3 heads do not divide the 32 channels of level 1"),
     ],
 )
 def test_refuses_unknown_names(name: str, switches: dict[str, object], message: str) -> None:
@@ -73,9 +74,9 @@ def test_refuses_unknown_names(name: str, switches: dict[str, object], message: 
 
 
 def test_every_upsampler_has_the_configured_radius() -> None:
-    network = EchoIR.from_preset("tiny", radius=2)
+    network = small_network(radius=2)
     assert [network.up1.radius, network.up2.radius, network.up3.radius] == [2, 2, 2]
-    assert network.state_dict().keys() == EchoIR.from_preset("tiny").state_dict().keys(), "Ω has no weights"
+    assert network.state_dict().keys() == small_network().state_dict().keys(), "Ω has no weights"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -87,7 +88,7 @@ def test_configuration_survives_json(preset: str) -> None:
 
 
 def test_losslessness_is_zero_where_upsampling_undoes_downsampling() -> None:
-    network = EchoIR.from_preset("tiny")
+    network = small_network()
     features = network.encode(torch.rand(1, 3, 16, 16))
     assert network.losslessness(torch.rand(1, 3, 16, 16), *features) > 0
     silent = tuple(

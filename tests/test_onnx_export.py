@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from builders import make_source
+from builders import make_source, small_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ Export = Callable[..., tuple[EchoIR, Path, tuple[str, ...]]]
 def lively(**switches: Any) -> EchoIR:
     """A tiny network in which every parameter matters: no bias is zero, no scale is one."""
     torch.manual_seed(3)
-    network = EchoIR.from_preset("tiny", **switches).eval().requires_grad_(False)
+    network = small_network(**switches).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     return network

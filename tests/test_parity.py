@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_manifest
+from builders import make_manifest, small_network
 from PIL import Image
 
 from echoir.evaluate import restore_whole
@@ -23,7 +23,6 @@ from echoir.export.reference import PyTorchSession
 from echoir.export.sources import TorchSource
 from echoir.forms import FORMS
 from echoir.metrics import to_8bit
-from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.manifest import CheckpointRecord, Manifest, Precision
 from echoir.samples import SHIPPED, open_samples, proof_samples
@@ -51,7 +50,7 @@ class Altered:
 @pytest.fixture(scope="module")
 def source() -> TorchSource:
     torch.manual_seed(0)
-    network = EchoIR.from_preset("tiny", width=8, heads=(1, 1, 1, 1), blocks=(1, 1, 1), middle=1).eval()
+    network = small_network().eval()
     with torch.no_grad():  # nearer to a denoiser than a random network is: a small correction
         network.output.weight *= 0.1
     return TorchSource(network, network.describe("denoise", "tiny"), CheckpointRecord("denoise", HASH))

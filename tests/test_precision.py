@@ -19,7 +19,7 @@ from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
 from echoir.runtime.errors import BackendError
 
-TILE = (48, 64)
+TILE = (64, 64)
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
 

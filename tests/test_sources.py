@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import make_source
+from builders import make_source, small_network
 from torch import Tensor, nn
 
 from echoir.calibration.graph import Graph
@@ -21,7 +21,6 @@ from echoir.export import whole
 from echoir.export.lowering import lowering_of
 from echoir.export.sources import TorchSource, open_source
 from echoir.export.typed import export_onnx
-from echoir.networks.echoir import EchoIR
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError
 
@@ -115,7 +114,7 @@ def test_the_whole_is_padded_where_the_network_needs_multiples(rng: np.random.Ge
 
 
 def test_the_whole_of_a_network_for_any_size_is_the_network(rng: np.random.Generator) -> None:
-    network = EchoIR.from_preset("tiny").eval()
+    network = small_network().eval()
     image = rng.random((13, 21, 3), np.float32)
     np.testing.assert_array_equal(make_source(network).whole(image), restore_whole(network, image))
 

@@ -16,6 +16,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from builders import SMALL, small_network
 from PIL import Image
 from running import echoir
 
@@ -23,7 +24,6 @@ from echoir.checkpoint import load_checkpoint
 from echoir.crops import Batch
 from echoir.data import Picture, list_pictures
 from echoir.journal import read_csv
-from echoir.networks.echoir import EchoIR
 from echoir.recipe import BiLevel, Recipe, Stage
 from echoir.runtime.errors import ArtifactError
 from echoir.strategy import ASBLOStrategy, DivergedError
@@ -31,6 +31,7 @@ from echoir.train import Trainer
 
 RECIPE = Recipe(
     preset="tiny",
+    network=SMALL,
     stages=(Stage(3, 16, 2), Stage(3, 32, 1)),
     warmup=2,
     holdout=1,
@@ -81,10 +82,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, images: lis
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, images: list[Picture]) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        'preset = "tiny"\nholdout = 1\nwarmup = 2\nvalidate_every = 1000\ncheckpoint_every = 1\n'
-        "[[stages]]\nsteps = 30\npatch = 32\nbatch = 4\n"
-    )
+    recipe.write_text(replace(RECIPE, stages=(Stage(30, 32, 4),), validate_every=1000, checkpoint_every=1).to_toml())
 
     def command(out: str) -> list[str]:
         arguments = ["train", "--task", "denoise", "--data", str(images[0].clean.parent), "--recipe", str(recipe)]
@@ -184,10 +182,10 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     folder.mkdir()
     for index in range(2):
         Image.fromarray(np.stack([np.tile(smooth, (48, 1))] * 3, -1)).save(folder / f"{index}.png")
-    recipe = replace(RECIPE, stages=(Stage(25, 16, 2),), learning_rate=2e-3)
+    recipe = replace(RECIPE, stages=(Stage(60, 16, 2),), learning_rate=4e-3)
     Trainer("denoise", recipe, list_pictures([folder]), tmp_path / "run").run()
     values = [float(row["loss"]) for row in losses(tmp_path / "run")]
-    assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
+    assert np.mean(values[-10:]) < 0.7 * np.mean(values[:10])
 
 
 def test_the_exported_checkpoint_is_the_averaged_network(tmp_path: Path, images: list[Picture]) -> None:
@@ -275,13 +273,13 @@ def test_a_damaged_state_is_refused(tmp_path: Path, images: list[Picture]) -> No
 
 
 def test_weights_of_another_network_are_no_start(tmp_path: Path, images: list[Picture]) -> None:
-    other = EchoIR.from_preset("tiny", channel_attention=False)
+    other = small_network(channel_attention=False)
     with pytest.raises(ArtifactError, match="the recipe trains another network"):
         Trainer("denoise", RECIPE, images, tmp_path / "run", start=other)
 
 
 def test_a_recipe_can_change_the_network(tmp_path: Path, images: list[Picture]) -> None:
-    recipe = replace(RECIPE, stages=(Stage(1, 16, 1),), network={"upsampler": "transpose"})
+    recipe = replace(RECIPE, stages=(Stage(1, 16, 1),), network=SMALL | {"upsampler": "transpose"})
     loaded = load_checkpoint(Trainer("denoise", recipe, images, tmp_path / "run").run())
     assert loaded.network.config.upsampler == "transpose"
     with pytest.raises(click.BadParameter, match="upsampler must be one of"):

@@ -78,9 +78,8 @@ class EchoIRConfig:
 PRESETS: dict[str, EchoIRConfig] = {
     "base": EchoIRConfig(),
     "small": EchoIRConfig(width=24, blocks=(2, 2, 2), middle=4, refinement=2),
-    "tiny": EchoIRConfig(width=16, blocks=(1, 1, 2), middle=2, refinement=1),
-    # For cameras and CPUs: at half resolution, in less time than FFDNet. It takes the place of "tiny" once trained.
-    "edge": EchoIRConfig(width=32, blocks=(1, 1, 2), middle=2, refinement=0, stem=2),
+    # For cameras and CPUs: at half resolution, in less time than FFDNet.
+    "tiny": EchoIRConfig(width=32, blocks=(1, 1, 2), middle=2, refinement=0, stem=2),
 }
 
 
@@ -120,7 +119,7 @@ class EchoIR(nn.Module):
         """A network by name, e.g. ``EchoIR.from_preset("tiny", upsampler="pixelshuffle")``.
 
         Args:
-            name: ``"edge"``, ``"tiny"``, ``"small"`` or ``"base"``.
+            name: ``"tiny"``, ``"small"`` or ``"base"``.
             **switches: fields of :class:`EchoIRConfig` to change.
 
         Raises:
