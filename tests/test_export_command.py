@@ -251,7 +251,7 @@ def test_the_network_decides_what_a_tile_is_a_multiple_of(
     for module in checkpoint.network.modules():
         if isinstance(module, EchoUpsampler):
             module.radius = 2
-    monkeypatch.setattr(pipeline, "open_source", lambda _: checkpoint_source(checkpoint))
+    monkeypatch.setattr(pipeline, "open_source", lambda *_: checkpoint_source(checkpoint))
     code, _, error = run("export", "--tile", 48, "-o", tmp_path / "out")
     assert code == 2
     assert "tile.height: found 48, needed a multiple of network.multiple, 32" in error
