@@ -120,7 +120,10 @@ def _primitives(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     if node.op_type == "LayerNormalization":
         centred = op("Sub", x, op("ReduceMean", x, number([-1])))
         variance = op("ReduceMean", op("Mul", centred, centred), number([-1]))
-        op("Div", centred, op("Sqrt", op("Add", variance, number(1e-5))), out=output)
+        normal = op("Div", centred, op("Sqrt", op("Add", variance, number(1e-5))))
+        scaled = op("Mul", normal, node.input[1], out="" if len(node.input) > 2 else output)
+        if len(node.input) > 2:
+            op("Add", scaled, node.input[2], out=output)
     elif node.op_type == "ReduceL2":
         op("Sqrt", op("ReduceSum", op("Mul", x, x), node.input[1]), out=output)
     elif node.op_type == "Softmax":

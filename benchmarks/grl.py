@@ -1,35 +1,72 @@
-"""GRL: what it costs, counted.
+"""GRL: what it costs, what float16 does to it, and its engines.
 
-    python benchmarks/grl.py        multiply-accumulates at 256 x 256, and per pixel from 128 to 512
+    python benchmarks/grl.py cost [--sizes t s b]       multiply-accumulates at 256 x 256, and per pixel from 128 to 512
+    python benchmarks/grl.py precision [--stages 4]     dB with each reason for float32 given up
+    python benchmarks/grl.py engines [--tile 256]       TensorRT-RTX: seconds, megabytes, layers
+    python benchmarks/grl.py speed [--tile 128]         seconds of processor in PyTorch and in ONNX Runtime, in turns
 
-Nothing runs: PyTorch counts the convolutions and matrix products of a network without storage. Masks of shifted grids
-are four more coordinates of queries and keys here; the second column leaves them out, as a mask that is added would.
+``cost`` runs nothing: PyTorch counts the convolutions and matrix products of a network without storage. Masks of
+shifted grids are four more coordinates of queries and keys here; the second column leaves them out, as a mask that is
+added would. The others take denoising T with random weights that leave no part of it idle.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import onnx
+import onnxruntime as ort
 import torch
+from fp16_ablation import apart, rounded, run
+from subjects import crops
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from echoir.networks.grl import GRL, SIZES, MixedAttention
+from echoir.export.engine import build_engine
+from echoir.export.grl import lean
+from echoir.export.lowering import lowering_of
+from echoir.export.precision import choices, to_fp16
+from echoir.export.sources import TorchSource
+from echoir.export.typed import export_onnx
+from echoir.metrics import psnr
+from echoir.networks.grl import GRL, SIZES, Attend, MixedAttention
+
+LOWERING = lowering_of("GRL")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+        "cost": cost,
+        "precision": precision,
+        "engines": engines,
+        "speed": speed,
+    }
+    parser.add_argument("command", choices=list(commands))
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--tile", type=int)
+    parser.add_argument("--stages", type=int, default=4, help="of four blocks each; denoising T has 4")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    print(
-        "| network | GMAC at 256 x 256 | without masks | MMAC per pixel at 128 | 256 | 512 |\n|---|---|---|---|---|---|"
-    )
+    options.tile = options.tile or (256 if options.command == "engines" else 128)
+    torch.set_num_threads(1)
+    commands[options.command](options)
+
+
+def cost(options: argparse.Namespace) -> None:
+    print("| network | GMAC at 256 x 256 | without masks | MMAC per pixel at 128 | 256 | 512 |")
+    print("|---|---|---|---|---|---|")
+    sides = (128, 256, 512)
     for task in ("denoise", "sr"):
         for size in options.sizes:
-            counts = [macs(size, task, side) for side in (128, 256, 512)]
-            per_pixel = " | ".join(
-                f"{count / side**2 / 1e6:.3f}" for count, side in zip(counts, (128, 256, 512), strict=True)
-            )
+            counts = [macs(size, task, side) for side in sides]
+            per_pixel = " | ".join(f"{n / side**2 / 1e6:.3f}" for n, side in zip(counts, sides, strict=True))
             plain = macs(size, task, 256, masked=False)
             print(f"| {task} {size} | {counts[1] / 1e9:,.1f} | {plain / 1e9:,.1f} | {per_pixel} |", flush=True)
 
@@ -47,6 +84,85 @@ def macs(size: str, task: str, side: int, *, masked: bool = True) -> float:
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 3, side, side))
     return counter.get_total_flops() / 2
+
+
+def precision(options: argparse.Namespace) -> None:
+    network, image = lively(options.stages), crops(1, options.tile)
+    with torch.inference_mode():
+        reference = network(torch.from_numpy(image)).numpy()
+    model = source(network).graph(tile=(options.tile, options.tile), batch=1, io="float")
+    print(f"dB against PyTorch float32, tile {options.tile}, stages: {options.stages}\n")
+    print("| | ONNX Runtime | rounded after every node |\n|---|---|---|")
+    print(f"| fp32 | {psnr(run(model, image), reference):.1f} | |", flush=True)
+    for choice, names in {"": set[str](), **choices(model.graph, LOWERING)}.items():
+        half, _ = to_fp16(model, LOWERING, without=[choice])
+        plain = psnr(run(half, image), reference)
+        strict = psnr(run(rounded(apart(half, names)), image, optimize=False), reference)
+        row = f"without {choice} ({len(names)} nodes)" if choice else "fp16 as exported"
+        print(f"| {row} | {plain:.1f} | {strict:.1f} |", flush=True)
+
+
+def engines(options: argparse.Namespace) -> None:
+    network = source(lively(options.stages))
+    print(f"TensorRT-RTX, tile {options.tile}, stages: {options.stages}\n")
+    print("| | ONNX MB | build s | engine MB | layers |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        file, engine = Path(folder) / "model.onnx", Path(folder) / "model.engine"
+        for kind in ("fp32", "fp16"):
+            export_onnx(network, file, tile=(options.tile, options.tile), precision=kind)  # type: ignore[arg-type]
+            info = build_engine(file, engine, target="tensorrt-rtx")
+            sizes = f"{file.stat().st_size / 1e6:.1f} | {info.seconds:.1f} | {info.bytes / 1e6:.1f}"
+            print(f"| {kind} | {sizes} | {info.details['layers']} |", flush=True)
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Time of the processor, not of the clock: other programs may run meanwhile."""
+    network, image = lively(options.stages), crops(1, options.tile)
+    model = source(network).graph(tile=(options.tile, options.tile), batch=1, io="float")
+    session, batch, form = one_thread(model), torch.from_numpy(image), lean(network)
+    ways: dict[str, Callable[[], object]] = {
+        "PyTorch": lambda: network(batch),
+        "PyTorch, lean form": lambda: form(batch),
+        "ONNX Runtime": lambda: session.run(None, {"input": image}),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for _ in range(options.rounds):
+            for name, call in ways.items():
+                begun = time.process_time()
+                call()
+                seconds[name].append(time.process_time() - begun)
+    print(f"tile {options.tile}, one thread, best of {options.rounds}\n\n| | s | |\n|---|---|---|")
+    first = min(seconds["PyTorch"])
+    for name, times in seconds.items():
+        print(f"| {name} | {min(times):.2f} | {first / min(times):.2f}x |")
+
+
+def one_thread(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def source(network: GRL) -> TorchSource:
+    return TorchSource(network, network.describe("denoise", "t"))
+
+
+def lively(stages: int) -> GRL:
+    """Denoising T. Layers preserve the variance of their input, scales of the cosine are spread around the initial 10
+    and up to 100, biases vary, and the correction has a standard deviation of 0.1, that of noise with sigma 25."""
+    torch.manual_seed(0)
+    network = GRL.from_preset("t", depths=(4,) * stages).eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+    for module in network.modules():
+        if isinstance(module, Attend):
+            module.log_scale.copy_(math.log(10) + torch.randn_like(module.log_scale))
+            module.position[2].weight.mul_(3)
+    image = torch.from_numpy(crops(1, 128))
+    network.head[-1].weight.mul_(0.1 / (network(image) - image).std())
+    return network
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,11 +19,14 @@ from torch import Tensor, nn
 from echoir.networks.grl import GRL, MASKED, Attend, Block, Grid, MixedAttention
 
 Pair = tuple[int, int]
+PARTS = ("within", "gather", "spread")  # the attentions of a block
+FLOOR = 64.0  # below the largest logit of a row, where a weight of e^-64 is nothing beside 1
 
 
 @torch.no_grad()
-def lean(network: GRL) -> GRL:
+def lean(network: nn.Module) -> GRL:
     """A copy of ``network`` for export, inference only; ``network`` is left as it is."""
+    assert isinstance(network, GRL)
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for block in [module for module in network.modules() if isinstance(module, Block)]:
         assert isinstance(block.attention, MixedAttention)
@@ -133,6 +137,9 @@ class Similarity(nn.Module):
     With queries column by column and keys row by row (or the other way round) the bias of a query is one
     stretch of the table, once that is spread along the queries' rows: it takes two gathers of whole rows and
     no transposition. Of windows, where both have the same order, the bias is small enough to turn.
+
+    Masked pairs are 100 below the others, where exp gives subnormal numbers. Those cost a CPU ten times as much as
+    others, so logits end at a floor.
     """
 
     scale: Tensor
@@ -151,7 +158,10 @@ class Similarity(nn.Module):
         if any(self.queries.grid.shift):
             q = self.append(q, self.queries, counts, zero, MASKED / 4, -0.75 * MASKED)
             k = self.append(k, self.keys, counts, zero, 1.0, 1.0)
-        return (q @ k.transpose(-2, -1) + self.bias(zero)).softmax(-1) @ v
+        logits = q @ k.transpose(-2, -1) + self.bias(zero)
+        if any(self.queries.grid.shift):
+            logits = logits.maximum(logits.amax(-1, keepdim=True) - FLOOR)
+        return logits.softmax(-1) @ v
 
     def bias(self, zero: Tensor) -> Tensor:
         """[heads, queries, keys]."""
@@ -186,3 +196,21 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer.requires_grad_(False)
+
+
+def in_unit_length(node: onnx.NodeProto) -> bool:
+    """Whether a node divides queries or keys by their lengths. In float16 the guard against a length of 0 would
+    vanish, and the scale of 100 over a short query's length pass 65504."""
+    return in_attention(node.name) and node.op_type in ("Clip", "Max", "Div", "Mul", "Reciprocal")
+
+
+def in_logits(node: onnx.NodeProto) -> bool:
+    """Whether a node makes logits or their softmax. They reach 116, where float16 steps by 0.06."""
+    kinds = ("Add", "ReduceMax", "Softmax", "Sub")
+    return in_attention(node.name) and (node.op_type in kinds or node.name.endswith("/MatMul"))
+
+
+def in_attention(name: str) -> bool:
+    """Whether a node, by name, belongs to :class:`Similarity`; nodes are named after their modules."""
+    scopes = name.split("/")
+    return "attention" in scopes and any(part in scopes for part in PARTS)

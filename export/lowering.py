@@ -10,6 +10,7 @@ import onnx
 from torch import nn
 
 from echoir.calibration.graph import Structure
+from echoir.export import grl
 from echoir.export.echo import lowering as echo
 from echoir.export.operators import OPERATORS
 
@@ -42,6 +43,11 @@ LOWERINGS = {
         rewrite=echo.lowered,
         float32={"attention matrix": lambda node: echo.in_matrix(node.name)},
         int8=Structure(MACS, exact=echo.in_matrix, stage=echo.stage, cancels=echo.divided_by_length),
+    ),
+    "GRL": Lowering(
+        rewrite=grl.lean,
+        float32={"unit length of q and k": grl.in_unit_length, "logits and softmax": grl.in_logits},
+        int8=Structure(MACS, exact=grl.in_attention),
     ),
 }
 

@@ -66,8 +66,8 @@ def probe(module: nn.Module, descriptor: Descriptor, *, fixed: bool = False) -> 
     if fixed:
         return Behaviour(False, activation)
     _check_phase(module, descriptor)
-    other = _run(module, descriptor.input, height + 1, width + 1)
-    any_size = isinstance(other, Tensor) and other.shape[2:] == _scaled(descriptor.scale, height + 1, width + 1)
+    other = _run(module, descriptor.input, height - 1, width - 1)  # padded by the network, no larger than before
+    any_size = isinstance(other, Tensor) and other.shape[2:] == _scaled(descriptor.scale, height - 1, width - 1)
     if not any_size:
         height, width = height + 2 * descriptor.multiple[0], width + 2 * descriptor.multiple[1]
         output = _run(module, descriptor.input, height, width)

@@ -26,6 +26,7 @@ from echoir.runtime.manifest import (
 if TYPE_CHECKING:
     from echoir.export.sources import TorchSource
     from echoir.networks.echoir import EchoIR
+    from echoir.networks.grl import GRL
 
 Io = Literal["float", "uint8"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -186,7 +187,7 @@ def small_network(**switches: Any) -> EchoIR:
     return EchoIR(EchoIRConfig(**(SMALL | switches)))
 
 
-def make_source(network: EchoIR) -> TorchSource:
+def make_source(network: EchoIR | GRL) -> TorchSource:
     """A network as the export takes it."""
     from echoir.export.sources import TorchSource
 

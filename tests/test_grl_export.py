@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-import onnxsim
 import pytest
 import torch
+from builders import make_source
 from naive_grl import random_state
+from numpy.typing import NDArray
 
-from echoir.export.grl import lean
+from echoir.export.grl import PARTS, lean
+from echoir.export.lowering import lowering_of
+from echoir.export.precision import to_fp16
 from echoir.metrics import psnr
 from echoir.networks.grl import GRL, GRLConfig
 from echoir.networks.grl_official import from_official
@@ -31,16 +33,13 @@ def lively(size: str, task: str, **switches: Any) -> GRL:
 
 
 def exported(network: GRL, height: int, width: int) -> onnx.ModelProto:
-    """Its lean form in ONNX, simplified as every exported graph is: what can be folded is."""
-    example = torch.zeros(1, network.config.inputs, height, width)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        program = torch.onnx.export(lean(network), (example,), dynamo=True, opset_version=20, verbose=False)
-    assert program is not None
-    model, sound = onnxsim.simplify(program.model_proto)
-    assert sound
-    return model
+    return make_source(network).graph(tile=(height, width), batch=1, io="float")
+
+
+def run(model: onnx.ModelProto, image: torch.Tensor) -> NDArray[np.float32]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    restored: NDArray[np.float32] = session.run(None, {"input": image.numpy()})[0]
+    return restored
 
 
 @pytest.mark.parametrize(
@@ -72,13 +71,17 @@ def test_the_network_itself_is_left_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_onnx_runtime_agrees_with_pytorch() -> None:
+def test_onnx_runtime_agrees_with_pytorch_in_both_precisions() -> None:
     network = lively("t", "demosaic", width=24, stripe=(16, 32))
     image = torch.rand(1, 3, 64, 96)
     model = exported(network, 64, 96)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (restored,) = session.run(None, {model.graph.input[0].name: image.numpy()})
-    assert psnr(restored, network(image).numpy()) > 90
+    half, kept = to_fp16(model, lowering_of("GRL"))
+    expected = network(image).numpy()
+    assert psnr(run(model, image), expected) > 90
+    assert psnr(run(half, image), expected) > 55
+    attention = "stages/0/blocks/2/attention"
+    assert {f"{attention}/{part}/{kind}" for part in PARTS for kind in ("MatMul", "Add", "Softmax")} <= set(kept)
+    assert not {f"{attention}/{part}/MatMul_1" for part in PARTS} & set(kept)  # weights and values
 
 
 @HEAVY

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echoir.runtime.descriptor import Descriptor, Planes
+
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, RGB; the official networks subtract it
 MASKED = 100.0  # what the logit of a pair from two sides of the picture loses
 BIAS_LIMIT = 16.0  # position biases lie in (0, 16)
@@ -152,6 +154,26 @@ class GRL(nn.Module):
     def from_preset(cls, size: str, *, task: str = "denoise", **switches: Any) -> GRL:
         """A network by name, e.g. ``GRL.from_preset("s", task="sr", scale=2)``; see :meth:`GRLConfig.from_preset`."""
         return cls(GRLConfig.from_preset(size, task=task, **switches))
+
+    def describe(self, task: str, preset: str) -> Descriptor:
+        """What a chain that deploys it needs to know. Windows and stripes are laid out from the upper left corner, so
+        tiles see those of the whole picture if they start on multiples of the padding's."""
+        config = self.config
+        planes: dict[int, Planes] = {1: "gray", 3: "RGB", 4: "RGGB", 6: "RGB pair"}
+        return Descriptor(
+            architecture="GRL",
+            task=task,
+            parameters=sum(parameter.numel() for parameter in self.parameters()),
+            variant=preset,
+            config=config.to_dict(),
+            scale=config.scale,
+            input=planes[config.inputs],
+            output=planes[config.outputs],
+            multiple=(config.multiple, config.multiple),
+            phase=(config.multiple, config.multiple),
+            overlap=min(64, config.multiple),
+            tile=(2 * config.multiple, 2 * config.multiple),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore a batch.
