@@ -54,6 +54,7 @@ class FunctionSession:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+
 # Every kind of layer, at the image's resolution, in milliseconds: fields of EchoIRConfig.
 SMALL: dict[str, Any] = {"width": 8, "blocks": (1, 1, 1), "middle": 1, "refinement": 1, "stem": 1}
 
