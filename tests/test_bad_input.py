@@ -119,7 +119,7 @@ def cmyk(path: Path) -> None:
         ("a.png", missing, "No such file or directory"),
         ("a.png", folder, "holds no image"),
         ("a.png", empty, "the file is empty"),
-        ("a.png", text, "no PNG, JPEG, TIFF or WebP picture, whatever its name says"),
+        ("a.png", text, "no PNG, JPEG, TIFF, WebP or BMP picture, whatever its name says"),
         ("a.png", header_only, "cannot read"),
         ("a.png", half, "is the file truncated or damaged?"),
         ("a.jpg", half, "is the file truncated or damaged?"),

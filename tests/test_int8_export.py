@@ -149,7 +149,7 @@ def test_the_report_shows_the_search(exported: Path) -> None:
     for group in json.loads((exported / "sensitivity.json").read_text())["groups"]:
         assert group["name"] in page
     assert "budget 0.5 dB" in page
-    assert page.count("<svg") == page.count("</svg>") == 2
+    assert page.count("<svg") == page.count("</svg>") == 3, "where the budget went, layers, and the errors' histogram"
 
 
 def test_a_gate_on_the_artifact_as_shipped_has_the_last_word(
@@ -218,7 +218,7 @@ def test_an_unreadable_picture_is_named(export: Callable[..., Result], tmp_path:
     (folder / "03.png").write_bytes(b"not a picture")
     result = export("--calibration", folder, "-o", tmp_path / "toy")
     assert result.code == 3
-    assert "03.png: no PNG, JPEG, TIFF or WebP picture" in result.err
+    assert "03.png: no PNG, JPEG, TIFF, WebP or BMP picture" in result.err
 
 
 def test_the_gate_wants_other_pictures(export: Callable[..., Result], pictures: Path, tmp_path: Path) -> None:

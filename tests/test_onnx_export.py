@@ -95,7 +95,7 @@ def test_a_small_network_of_free_sides_gives_what_pytorch_gives(
     tmp_path: Path, batch: int | None, io: IO, rng: np.random.Generator
 ) -> None:
     network, path = Small().eval(), tmp_path / "small.onnx"
-    source = TorchSource(network, Descriptor("Small", "denoise", 1, multiple=(2, 4)))
+    source = TorchSource(network, Descriptor("Small", "denoise", 1, multiple=(2, 4), phase=(2, 4)))
     export_onnx(source, path, tile=(16, 16), batch=batch, io=io, free=True)
     for sides in ((2, 4), (6, 32), (16, 16), (30, 8)):
         pixels = rng.integers(0, 256, (batch or 2, *sides, 3), np.uint8)

@@ -140,7 +140,10 @@ class EchoIR(nn.Module):
         return self.config.alignment * max((2 * max(radius, 1) for radius in radii), default=1)
 
     def describe(self, task: str, preset: str) -> Descriptor:
-        """What a chain that deploys it needs to know; its attention makes it depend on the whole tile."""
+        """What a chain that deploys it needs to know; its attention makes it depend on the whole tile.
+
+        Tiles start where the stem's windows do: at half resolution a network sees even and odd places differently.
+        """
         return Descriptor(
             architecture="EchoIR",
             task=task,
@@ -148,6 +151,7 @@ class EchoIR(nn.Module):
             variant=preset,
             config=self.config.to_dict(),
             multiple=(self.multiple, self.multiple),
+            phase=(self.config.stem, self.config.stem),
         )
 
     def forward(self, image: Tensor) -> Tensor:
