@@ -18,6 +18,7 @@ from echoir.export.build import build_artifact
 from echoir.runtime import Restorer
 from echoir.runtime.artifact import write_artifact
 from echoir.runtime.contract import Device
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError
 from echoir.runtime.fit import SIZES, best_tile, waste
 from echoir.runtime.manifest import Engine, Manifest, Model
@@ -168,3 +169,21 @@ def test_inspect_and_bench_say_what_tiles_cost(tmp_path: Path) -> None:
     result = echoir("bench", "-m", artifact.model_path, *timed)
     assert "481 x 321 2.55, 512 x 512 2.25, 720p 1.71, 1080p 1.42, 4K 1.34" in result.out
     assert json.loads((tmp_path / "b.json").read_text())["waste"]["1080p"] == pytest.approx(1.4222, abs=1e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    size=st.tuples(st.integers(1, 120), st.integers(1, 120)), overlap=st.integers(4, 24), phase=st.sampled_from([1, 4])
+)
+def test_free_sides_and_a_network_that_enlarges(size: tuple[int, int], overlap: int, phase: int) -> None:
+    class Twice:
+        def run(self, tiles: Array) -> Array:
+            height, width = tiles.shape[2:]
+            assert (height % 8, width % 8) == (0, 0)
+            assert height * width <= 4096
+            return tiles.repeat(2, axis=2).repeat(2, axis=3)
+
+    network = Descriptor("Grow", "sr", 1, scale=2, multiple=(8, 8), phase=(phase, phase))
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    restorer = Restorer(Twice(), make_manifest(most=4096, network=network), overlap=overlap)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(restorer(image), image.repeat(2, axis=0).repeat(2, axis=1))
