@@ -46,7 +46,7 @@ WAYS: list[tuple[Precision, Device]] = [
     ("fp32", "cpu"), ("fp16", "cpu"), ("int8", "cpu"),
     ("fp32", "openvino"), ("fp32", "openvino-bf16"), ("int8", "openvino"),
 ]  # fmt: skip
-NAMES = {"cpu": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO, bfloat16"}
+NAMES = {"cpu": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO in bfloat16,"}
 TILE = (256, 256)
 
 
@@ -189,7 +189,8 @@ def main() -> None:
     peers = [("FFDNet", FFDNet(), 1, (2, 2)), ("compact x 2", Compact(), 2, (1, 1))] if options.peers else []
     for name, module, scale, multiple in peers:
         parameters = sum(weight.numel() for weight in module.parameters())
-        descriptor = Descriptor(name, "denoise", parameters, scale=scale, multiple=multiple, local=True)
+        needs = {"multiple": multiple, "phase": multiple, "local": True}
+        descriptor = Descriptor(name, "denoise", parameters, scale=scale, **needs)
         source = TorchSource(module.eval().requires_grad_(False), descriptor)
         try:
             lines, reasons = rows(name, source, {"fp32": peer(options.work, name, source)}, options)
