@@ -175,7 +175,7 @@ def _check_phase(module: nn.Module, descriptor: Descriptor) -> None:
     """Refuse a phase at whose multiples the network does not do the same everywhere, where another's would do."""
     for axis, declared in enumerate(descriptor.phase):
         steady = _steadiness(module, descriptor, axis, declared)
-        if steady >= LIE:
+        if not steady < LIE:
             continue
         for other in SHIFTS:
             shift = math.lcm(declared, other)
@@ -198,9 +198,16 @@ def _phase(module: nn.Module, descriptor: Descriptor) -> Pair:
 
 
 def _steadiness(module: nn.Module, descriptor: Descriptor, axis: int, shift: int) -> float:
-    """How alike a network does on two windows of a picture that lie ``shift`` apart, in dB, away from their borders."""
+    """How alike a network does on two windows of a picture that lie ``shift`` apart, in dB, away from their borders.
+
+    NaN where that is too far apart to tell.
+    """
     height, width = (one * math.ceil(80 / one) for one in descriptor.multiple)
     down, across = (shift, 0) if axis == 0 else (0, shift)
+    edge, scale = 16, descriptor.scale
+    rows, columns = scale * (height - 2 * edge - down), scale * (width - 2 * edge - across)
+    if rows <= 0 or columns <= 0:  # they have nothing in common
+        return math.nan
     generator = torch.Generator().manual_seed(0)
     channels = CHANNELS[descriptor.input]
     coarse = torch.rand(1, channels, -(-(height + down) // 8), -(-(width + across) // 8), generator=generator)
@@ -212,8 +219,6 @@ def _steadiness(module: nn.Module, descriptor: Descriptor, axis: int, shift: int
             first, second = (module(window.contiguous()) for window in windows)
     except Exception:  # what fails here is told by the other runs
         return math.inf
-    edge, scale = 16, descriptor.scale
-    rows, columns = scale * (height - 2 * edge - down), scale * (width - 2 * edge - across)
     inner, other = (
         made[..., top : top + rows, left : left + columns]
         for made, top, left in (
