@@ -17,7 +17,7 @@ from echoir.runtime.forms import FORMS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from echoir.networks.echoir import EchoIR
+    from echoir.networks.table import Network
 
 FORMAT = 1
 OWN = "keywords"  # what the description of a network of one's own has
@@ -42,7 +42,7 @@ class Checkpoint:
         metadata: everything else the header holds: recipe, steps, seed, figures.
     """
 
-    network: EchoIR
+    network: Network
     task: str
     preset: str
     path: Path
@@ -67,16 +67,19 @@ def save_checkpoint(
     """Write the weights and their description; the file appears whole or not at all.
 
     Args:
-        preset: a key of ``PRESETS``, or how a network of one's own is named.
+        preset: a key of ``PRESETS``, a name of ``echoir.networks.NAMES``, or how a network of one's own is named.
         metadata: JSON-serialisable provenance, stored beside the network's own description.
-        config: the keywords that build a network of one's own; EchoIR knows its own.
+        config: the keywords that build a network of one's own; the project's know theirs.
     """
     from safetensors.torch import save
 
-    from echoir.networks.echoir import EchoIR
+    from echoir.networks.table import Network
 
     described = {"format": FORMAT, "task": task, "preset": preset, "metadata": metadata}
-    described["config"] = network.config.to_dict() if isinstance(network, EchoIR) else {OWN: config or {}}
+    if isinstance(network, Network):
+        described |= {"architecture": type(network).__name__, "config": network.config.to_dict()}
+    else:
+        described["config"] = {OWN: config or {}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"echoir": json.dumps(described)}))
@@ -91,7 +94,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         MissingExtraError: torch or safetensors is not installed.
     """
     with needs_extra("train"):
-        from echoir.networks.echoir import EchoIR, EchoIRConfig
+        from echoir.networks.table import rebuild_network
     path, described, tensors = _read(name_or_path)
     if OWN in described["config"]:
         raise ArtifactError(
@@ -100,7 +103,13 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
             "a network of this project",
             "evaluate takes one's own with --network module:attribute, Python with load_own",
         )
-    network = EchoIR(EchoIRConfig.from_dict(described["config"]))
+    architecture = described.get("architecture", "EchoIR")  # the only one, before the header said it
+    try:
+        network = rebuild_network(architecture, described["config"])
+    except KeyError:
+        raise ArtifactError(
+            "checkpoint.architecture", architecture, "EchoIR or GRL", "a newer echoir wrote it"
+        ) from None
     _fill(network, tensors, path)
     return Checkpoint(
         network.eval(), described["task"], described["preset"], path, sha256_file(path), described["metadata"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from echoir.data import Picture, read_rgb
 from echoir.degradations import Draw, Task
 from echoir.recipe import Stage
+from echoir.resize import axis_weights
 from echoir.runtime.errors import ImageError
 from echoir.runtime.images import picture_size
 
@@ -24,7 +26,7 @@ LAYERED = 0.75  # share of the clean crops that receive a real layer, where ther
 _DECODERS = 4
 
 Batch = tuple[Tensor, Tensor]
-"""(degraded, clean), both float32 [N, 3, P, P]."""
+"""(degraded, clean): float32 [N, 3, P, P] and [N, 3, scale * P, scale * P]."""
 
 
 class Store:
@@ -112,6 +114,8 @@ class Crops:
         device: where crops are made.
         scratch: a folder for what does not fit in memory.
         pairs: share of the crops that come from pairs, where there are both kinds.
+        scale: of the network. Where it enlarges, clean crops are that much larger, and reduced as the field does
+            (:mod:`echoir.resize`); pairs are then no use.
 
     Raises:
         ImageError: a picture cannot be read, or the two of a pair differ in size.
@@ -125,8 +129,9 @@ class Crops:
         device: torch.device,
         scratch: Path,
         pairs: float = 0.5,
+        scale: int = 1,
     ) -> None:
-        self.task, self.seed, self.device = task, tuple(seed), device
+        self.task, self.seed, self.device, self.scale = task, tuple(seed), device, scale
         clean = [picture.clean for picture in pictures if picture.degraded is None]
         both = [picture for picture in pictures if picture.degraded is not None]
         self.clean, self.pairs = len(clean), len(both)
@@ -162,10 +167,11 @@ class Crops:
             degraded, truth = self._pairs(layered, patch, draw)
             parts.append(self.task.layered(self._clean(layered, patch, 0, draw), degraded - truth, draw))
         if made:
-            margin = self.task.margin
-            inside = slice(margin, margin + patch)
-            whole = self.task.degrade(self._clean(made, patch, margin, draw), draw)
-            parts.append((whole[0][..., inside, inside], whole[1][..., inside, inside]))
+            margin, scale = self.task.margin, self.scale
+            small, large = (slice(m, m + side) for m, side in ((margin // scale, patch), (margin, scale * patch)))
+            degraded, truth = self.task.degrade(self._clean(made, scale * patch, margin, draw), draw)
+            degraded = reduced(degraded, scale) if scale > 1 else degraded
+            parts.append((degraded[..., small, small], truth[..., large, large]))
         order = torch.randperm(count, generator=draw.generator, device=self.device)
         degraded, truth = (torch.cat(part)[order] for part in zip(*parts, strict=True))
         return degraded, truth
@@ -182,6 +188,15 @@ class Crops:
     def _choose(self, count: int, first: int, among: int, draw: Draw) -> Tensor:
         weights = self.store.weights[first : first + among].numpy()
         return torch.from_numpy(first + draw.host.choice(among, count, p=weights / weights.sum()))
+
+
+def reduced(image: Tensor, factor: int) -> Tensor:
+    """Pictures [N, 3, H, W] as :func:`echoir.resize.resize` reduces them, in 8-bit codes: [N, 3, H / f, W / f]."""
+    down, across = (
+        torch.from_numpy(axis_weights(side, Fraction(1, factor))).to(image.device, torch.float32)
+        for side in image.shape[-2:]
+    )
+    return ((down @ image @ across.mT).clamp(0, 1) * 255).round() / 255
 
 
 def _reflected(places: Tensor, sizes: Tensor) -> Tensor:

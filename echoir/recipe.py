@@ -38,7 +38,7 @@ class Stage:
 
     Attributes:
         steps: optimizer steps; where the run has a time, shares of it.
-        patch: side of the square crops, in pixels.
+        patch: side of the square crops that the network takes, in pixels.
         batch: crops per step.
     """
 
@@ -92,9 +92,10 @@ class Recipe:
     """Everything that determines a run, besides the images.
 
     Attributes:
-        preset: the network: a key of ``echoir.networks.echoir.PRESETS``, or one's own as ``"module:attribute"``.
-        network: what to change of the preset, such as ``{"upsampler": "pixelshuffle"}`` (``EchoIRConfig``); the
-            keywords that a network of one's own is called with.
+        preset: the network: a key of ``echoir.networks.echoir.PRESETS``, a name of ``echoir.networks.NAMES``, or
+            one's own as ``"module:attribute"``.
+        network: what to change of the preset, such as ``{"upsampler": "pixelshuffle"}`` (``EchoIRConfig``) or
+            ``{"scale": 2}`` (``GRLConfig``); the keywords that a network of one's own is called with.
         stages: crop size and batch over time (progressive learning, Restormer).
         learning_rate, final_learning_rate: start and end of the schedule.
         warmup: steps of linear warm-up.

@@ -25,13 +25,13 @@ def resize(image: Floats, scale: Fraction | int) -> Floats:
         float32 of the new size, not clipped: a cubic overshoots at edges.
     """
     scale = Fraction(scale)
-    rows, columns = (_weights(size, scale) for size in image.shape[:2])
+    rows, columns = (axis_weights(size, scale) for size in image.shape[:2])
     tall = np.tensordot(rows, image.astype(np.float64), axes=(1, 0))
     wide = np.tensordot(columns, tall, axes=(1, 1))
     return np.ascontiguousarray(np.moveaxis(wide, 0, 1), np.float32)
 
 
-def _weights(size: int, scale: Fraction) -> NDArray[np.float64]:
+def axis_weights(size: int, scale: Fraction) -> NDArray[np.float64]:
     """[output size, size]: the share of every pixel of an axis in every new one."""
     stretch = min(float(scale), 1.0)
     length = -(-size * scale.numerator // scale.denominator)

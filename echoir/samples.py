@@ -262,6 +262,8 @@ def open_samples(
                 f"{folder}: {task} needs pairs, such as in the folders input/ and target/ there; or a task of one's "
                 "own, named as module:attribute"
             ) from None
+    if task.pairs:
+        raise ImageError(f"{folder}: {task.name} needs pairs, such as in the folders input/ and target/ there")
     clean = tuple(list_pictures([folder])[:limit])
     if task is TASKS["denoise"]:
         return replace(noisy_samples(clean, form or "rgb", SIGMA if sigma is None else sigma, seed), network=network)

@@ -32,10 +32,12 @@ from echoir.distributed import ALONE, World
 from echoir.interrupt import deferred
 from echoir.journal import Journal
 from echoir.losses import Loss
-from echoir.named import UNNAMED, find, is_own, name_of
-from echoir.networks.echoir import PRESETS, EchoIR
+from echoir.named import UNNAMED, name_of
+from echoir.networks.grl import GRLConfig
+from echoir.networks.table import Network
 from echoir.provenance import code, picture_list
 from echoir.recipe import Recipe
+from echoir.recipe_network import network_of
 from echoir.runtime.errors import ArtifactError, BackendError
 from echoir.runtime.files import atomic_write
 from echoir.state import check_same, fill, read_state, write_state
@@ -87,7 +89,7 @@ class Trainer:
         world: World = ALONE,
         report: Callable[..., None] = lambda **_: None,
         note: Callable[[str], None] = lambda _: None,
-        start: EchoIR | None = None,
+        start: Network | None = None,
         *,
         network: nn.Module | None = None,
         loss: Loss | None = None,
@@ -104,11 +106,14 @@ class Trainer:
         self.recipe = recipe = replace(recipe, **named)  # type: ignore[arg-type]  # a dict of one type
         self.pictures = list(pictures)
         self.training, self.held_out = self._divided(validation)
-        self.validation = Validation(self.held_out, self.task, recipe.lpips)
+        torch.manual_seed(recipe.seed)
+        made = network_of(recipe) if network is None else network
+        described = made.describe(self.task.name, recipe.preset) if isinstance(made, Network) else None
+        self.scale = 1 if described is None else described.scale
+        self._check_task()
+        self.validation = Validation(self.held_out, self.task, recipe.lpips, described if self.scale > 1 else None)
         if recipe.best is not None:
             self.validation.require(recipe.best)
-        torch.manual_seed(recipe.seed)
-        made = _network(recipe) if network is None else network
         try:
             self.network = made.to(world.device)
         except (RuntimeError, AssertionError) as error:  # no such device, or CUDA that torch was built without
@@ -116,8 +121,8 @@ class Trainer:
             raise BackendError(f"device {world.device!r} cannot be used: {reason}") from None
         self._check_crops()
         if start is not None:
-            if not isinstance(self.network, EchoIR) or start.config != self.network.config:
-                found, needed = start.config, getattr(self.network, "config", recipe.preset)
+            needed = getattr(self.network, "config", recipe.preset)
+            if (found := start.config) != needed:
                 raise ArtifactError("start", found, needed, "the recipe trains another network")
             self.network.load_state_dict(start.state_dict())
         self.layout = LAYOUTS[torch.device(world.device).type == "cuda"]
@@ -145,12 +150,30 @@ class Trainer:
         kept, held_out = split(among, holdout, self.recipe.seed)
         return [*kept, *clean] if pairs else kept, held_out
 
+    def _check_task(self) -> None:
+        """Refuse pictures or a network that the task cannot use."""
+        pairs, clean = _by_kind([*self.training, *self.held_out])
+        if self.task.pairs and clean:
+            raise click.BadParameter(
+                f"task: {self.task.name} is learned from pairs, and there are {len(clean)} clean pictures "
+                f"({clean[0].clean}); name folders that hold pairs alone"
+            )
+        enlarges = self.task is TASKS["sr"]
+        if enlarges != (self.scale > 1):
+            found, needed = f"of scale {self.scale}", "one that enlarges, such as grl-t" if enlarges else "scale 1"
+            raise click.BadParameter(f"preset: found a network {found} for {self.task.name}, needed {needed}")
+        if enlarges and pairs:
+            raise click.BadParameter(
+                f"task: sr reduces clean pictures itself, and there are {len(pairs)} pairs ({pairs[0].clean})"
+            )
+
     def _check_crops(self) -> None:
         """Refuse crops that the network cannot take, before the first step."""
         for number, stage in enumerate(self.recipe.stages):
             where = f"stages[{number}].patch: found {stage.patch}"
-            if isinstance(self.network, EchoIR):
-                multiple = self.network.config.alignment
+            if isinstance(self.network, Network):
+                config = self.network.config
+                multiple = config.multiple if isinstance(config, GRLConfig) else config.alignment
                 if stage.patch % multiple:
                     raise click.BadParameter(f"{where}, needed a multiple of {multiple}, as the network needs")
                 continue
@@ -247,14 +270,14 @@ class Trainer:
         sets = [self.training] if self.strategy.sets == 1 else self.levels()
         device = torch.device(self.world.device)
         crops = [
-            Crops(pictures, self.task, (self.recipe.seed, number), device, self.folder, self.recipe.pairs)
+            Crops(pictures, self.task, (self.recipe.seed, number), device, self.folder, self.recipe.pairs, self.scale)
             for number, pictures in enumerate(sets)
         ]
         parts = self.strategy.parts
         streams = range(parts * self.world.rank, parts * (self.world.rank + 1))
         while (position := self.recipe.position(self.step, self.seconds)) < self.recipe.steps:
             stage = self.recipe.stage_at(position)
-            size = max(CHUNK // stage.batch, 1)
+            size = max(CHUNK // (stage.batch * self.scale**2), 1)
             first, stop = self.step, self.step + size
             if self.recipe.minutes is None:  # where a chunk begins does not depend on where a run was resumed
                 begin, end = self.recipe.bounds(self.step)
@@ -365,26 +388,6 @@ class Trainer:
         }
         recipe = self.recipe
         save_checkpoint(path, self.average.module, self.task.name, recipe.preset, metadata, recipe.network)
-
-
-def _network(recipe: Recipe) -> nn.Module:
-    """The network that a recipe names, on the CPU."""
-    if is_own(recipe.preset):
-        try:
-            network = find(recipe.preset, "preset")(**recipe.network)
-        except TypeError as error:  # not to be called, or not with these keywords
-            raise click.BadParameter(f"preset: {recipe.preset!r} with network = {recipe.network}: {error}") from None
-        if not isinstance(network, nn.Module):
-            found = type(network).__name__
-            raise click.BadParameter(f"preset: {recipe.preset!r} gave {found}, needed a torch.nn.Module")
-        return network
-    if recipe.preset not in PRESETS:
-        names = ", ".join(PRESETS)
-        raise click.BadParameter(f"preset: unknown preset {recipe.preset!r}; there are {names}, or module:attribute")
-    try:
-        return EchoIR.from_preset(recipe.preset, **recipe.network)
-    except (ValueError, TypeError) as error:  # an unknown switch, or an unknown value of one
-        raise click.BadParameter(f"the recipe's network: {error}") from None
 
 
 @contextmanager

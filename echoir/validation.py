@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import click
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from echoir.data import Picture
 from echoir.degradations import TASKS, Task
 from echoir.metrics import perceptual_distance, psnr, to_8bit
+from echoir.runtime.descriptor import Descriptor
 from echoir.samples import Sample, Samples, noisy_samples, task_samples
 
 SIDE = 256  # of the middles that are looked at
@@ -28,9 +30,12 @@ class Validation:
         pictures: clean ones, which are degraded for the task, and pairs.
         task: for denoising, clean pictures come in several forms and strengths.
         lpips: measure LPIPS besides PSNR.
+        network: what they are for, where it enlarges.
     """
 
-    def __init__(self, pictures: Sequence[Picture], task: Task, lpips: bool = False) -> None:
+    def __init__(
+        self, pictures: Sequence[Picture], task: Task, lpips: bool = False, network: Descriptor | None = None
+    ) -> None:
         self.lpips = lpips
         pairs = tuple(picture for picture in pictures if picture.degraded is not None)
         clean = tuple(picture for picture in pictures if picture.degraded is None)
@@ -41,6 +46,7 @@ class Validation:
             self.checks = {task.name: task_samples(clean, task)}
         if pairs:
             self.checks["pairs"] = Samples(pairs, None, "pairs")
+        self.checks = {name: replace(samples, network=network) for name, samples in self.checks.items()}
         if lpips and self.checks:
             blank = np.zeros((64, 64, 3))
             perceptual_distance(blank, blank)  # a package that is missing is known before the first step
@@ -87,10 +93,12 @@ class Validation:
 
 @torch.no_grad()
 def _restored(network: nn.Module, sample: Sample, device: str) -> list[NDArray[np.uint8]]:
-    """The middle of a picture in 8 bits: degraded, restored, clean."""
-    top, left = (max(side - SIDE, 0) // 2 for side in sample.truth.shape[:2])
-    middle = (slice(top, top + SIDE), slice(left, left + SIDE))
-    degraded = sample.degraded[middle]
+    """The middle of a picture in 8 bits: degraded, restored, clean, all of the clean one's size."""
+    scale = sample.truth.shape[0] // sample.degraded.shape[0]
+    side = SIDE // scale
+    top, left = (max(length - side, 0) // 2 for length in sample.degraded.shape[:2])
+    degraded = sample.degraded[top : top + side, left : left + side]
+    truth = sample.truth[scale * top : scale * (top + side), scale * left : scale * (left + side)]
     image = torch.from_numpy(np.ascontiguousarray(degraded.transpose(2, 0, 1)[None])).to(device)
     restored = network(image)[0].permute(1, 2, 0).cpu().numpy()
-    return [to_8bit(part) for part in (degraded, restored, sample.truth[middle])]
+    return [to_8bit(part) for part in (degraded.repeat(scale, 0).repeat(scale, 1), restored, truth)]

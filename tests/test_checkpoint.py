@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from skimage import data
 
 from echoir.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
-from echoir.degradations import TASKS
 from echoir.evaluate import restore_whole
 from echoir.forms import FORMS
 from echoir.metrics import psnr
@@ -83,8 +82,8 @@ def test_tensors_that_do_not_fit_the_header_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_a_checkpoint_that_says_how_it_was_made(task: str) -> None:
+@pytest.mark.parametrize("task", ["denoise", "realnoise", "derain", "deblur"])
+def test_every_shipped_task_has_a_checkpoint_that_says_how_it_was_made(task: str) -> None:
     checkpoint = load_checkpoint(task)
     assert checkpoint.path.parent == SHIPPED
     assert (checkpoint.task, checkpoint.preset) == (task, "tiny")

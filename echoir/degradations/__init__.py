@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from echoir.degradations.blur import LONGEST, motion_blur
-from echoir.degradations.camera import camera_and_other_noise
+from echoir.degradations.camera import camera_and_other_noise, mosaicked
 from echoir.degradations.draw import Draw
+from echoir.degradations.jpeg import compressed
 from echoir.degradations.noise import Pair, noise
 from echoir.degradations.rain import rain, rained_on
 from echoir.named import find, is_own
@@ -37,6 +38,7 @@ class Task:
         layered: puts the difference of a pair on another clean picture, where a task can: (clean,
             difference, draw).
         luma: figures are those of the Y channel.
+        pairs: what ``degrade`` does is not how such pictures come about: clean ones are not trained on.
         name: of one's own task, for files and reports.
         forms: kinds of pictures that ``degrade`` makes (:mod:`echoir.forms`), where they are told apart.
     """
@@ -46,8 +48,14 @@ class Task:
     turns: bool = True
     layered: Callable[[Tensor, Tensor, Draw], Pair] | None = None
     luma: bool = False
+    pairs: bool = False
     name: str = "task"
     forms: tuple[str, ...] = ()
+
+
+def unchanged(clean: Tensor, draw: Draw) -> Pair:
+    """Nothing: a network that enlarges is given the crops reduced (:class:`echoir.crops.Crops`)."""
+    return clean, clean
 
 
 TASKS: dict[str, Task] = {
@@ -55,6 +63,10 @@ TASKS: dict[str, Task] = {
     "realnoise": Task(camera_and_other_noise, margin=6, name="realnoise", forms=tuple(FORMS)),
     "derain": Task(rain, turns=False, layered=rained_on, luma=True, name="derain"),
     "deblur": Task(motion_blur, margin=LONGEST // 2 + 1, name="deblur"),
+    "sr": Task(unchanged, margin=12, name="sr"),  # what a stretched cubic reaches; a multiple of 2, 3 and 4
+    "jpeg": Task(compressed, name="jpeg"),
+    "demosaic": Task(mosaicked, margin=2, name="demosaic"),
+    "defocus": Task(unchanged, pairs=True, name="defocus"),
 }
 
 
@@ -69,10 +81,13 @@ def mixed(shares: Mapping[Task, float]) -> Task:
 
     Raises:
         ValueError: no task, or a share that is not positive.
+        click.BadParameter: a task that does not mix, such as ``sr``.
     """
     if not shares or min(shares.values()) <= 0:
         raise ValueError(f"a mixed task needs tasks with positive shares, got {list(shares.values())}")
     tasks = list(shares)
+    if alone := [task.name for task in tasks if task.pairs or task is TASKS["sr"]]:
+        raise click.BadParameter(f"task: found {alone[0]} among others, needed alone")
     margin = max(task.margin for task in tasks)
 
     def degrade(clean: Tensor, draw: Draw) -> Pair:

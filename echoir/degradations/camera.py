@@ -75,6 +75,12 @@ def _processed(noise: Tensor, draw: Draw) -> Tensor:
     return to_rgb(torch.cat([luma, smooth[:, 1:]], 1))
 
 
+def mosaicked(clean: Tensor, draw: Draw) -> Pair:
+    """One colour per pixel, red at even rows and columns (RGGB), and the others from their neighbours, bilinear."""
+    red_first = (0, 0)
+    return _demosaicked(clean, red_first), clean
+
+
 def linear(image: Tensor) -> Tensor:
     """sRGB to linear light (IEC 61966-2-1)."""
     return torch.where(image <= 0.04045, image / 12.92, ((image.clamp_min(0) + 0.055) / 1.055) ** 2.4)
@@ -92,6 +98,11 @@ def _mixed(matrix: Tensor, image: Tensor) -> Tensor:
 
 def _developed(sensor: Tensor, phase: tuple[int, int], gains: Tensor, matrix: Tensor) -> Tensor:
     """What a camera makes of sensor values, of which it sees one colour per pixel."""
+    return tone(_mixed(matrix, _demosaicked(sensor, phase) * gains))
+
+
+def _demosaicked(sensor: Tensor, phase: tuple[int, int]) -> Tensor:
+    """Bilinear, from one colour per pixel: red where row and column, counted from ``phase``, are even."""
     height, width = sensor.shape[-2:]
     row = (torch.arange(height, device=sensor.device)[:, None] + phase[0]) % 2
     column = (torch.arange(width, device=sensor.device) + phase[1]) % 2
@@ -103,5 +114,4 @@ def _developed(sensor: Tensor, phase: tuple[int, int], gains: Tensor, matrix: Te
     def near(values: Tensor) -> Tensor:
         return F.conv2d(F.pad(values, (1, 1, 1, 1), mode="reflect"), tent, groups=3)
 
-    planes = torch.where(seen > 0, sensor, near(sensor * seen) / near(seen[None]))
-    return tone(_mixed(matrix, planes * gains))
+    return torch.where(seen > 0, sensor, near(sensor * seen) / near(seen[None]))

@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echoir.degradations.chroma import Interpolation, double, halve, rounded, to_rgb, to_ycc
+from echoir.degradations.draw import Draw
 
 Sampling = Literal["444", "422", "420"]
+QUALITY = (10.0, 95.0)
+SHARES: dict[Sampling, float] = {"420": 2.0, "422": 1.0, "444": 1.0}  # what cameras and sites write
 
 # T.81, tables K.1 and K.2: what libjpeg scales by its quality.
 _LUMA = """16 11 10 16 24 40 51 61      12 12 14 19 26 58 60 55
@@ -26,6 +29,19 @@ _CHROMA = """17 18 24 47 99 99 99 99  18 21 26 66 99 99 99 99
              24 26 56 99 99 99 99 99  47 66 99 99 99 99 99 99
              99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99
              99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99"""
+
+
+def compressed(clean: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """JPEG of a quality of its own for every crop. Half of the grids of blocks begin at the crop's corner, as in a
+    file; the others anywhere, as in a part of one."""
+    degraded = []
+    for sampling, crops in zip(SHARES, clean.split(draw.parts(len(clean), list(SHARES.values()))), strict=True):
+        for place, part in enumerate(crops.split([len(crops) // 2, len(crops) - len(crops) // 2])):
+            if len(part):
+                down, across = (int(draw.host.integers(16)) * place for _ in range(2))
+                grown = F.pad(part, (across, 0, down, 0), mode="replicate")
+                degraded.append(jpeg(grown, draw.each(len(part), *QUALITY), sampling)[..., down:, across:])
+    return torch.cat(degraded), clean
 
 
 def jpeg(image: Tensor, quality: Tensor, sampling: Sampling, interpolation: Interpolation = "linear") -> Tensor:

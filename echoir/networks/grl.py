@@ -164,7 +164,7 @@ class GRL(nn.Module):
             architecture="GRL",
             task=task,
             parameters=sum(parameter.numel() for parameter in self.parameters()),
-            variant=preset,
+            variant=preset.removeprefix("grl-"),
             config=config.to_dict(),
             scale=config.scale,
             input=planes[config.inputs],

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig
+from echoir.networks.grl import GRL, SIZES, GRLConfig
 
-from echoir.networks.echoir import PRESETS, EchoIR
-from echoir.networks.grl import GRL, SIZES
+Network = EchoIR | GRL
 
 NAMES = (*(f"echoir-{preset}" for preset in PRESETS), *(f"grl-{size}" for size in SIZES))
 
 
-def make_network(name: str, **switches: Any) -> nn.Module:
+def make_network(name: str, **switches: Any) -> Network:
     """A network with fresh weights, e.g. ``make_network("grl-s", task="sr", scale=4)``.
 
     Args:
@@ -26,3 +27,16 @@ def make_network(name: str, **switches: Any) -> nn.Module:
         raise ValueError(f"unknown network {name!r}; there are {', '.join(NAMES)}")
     architecture, _, size = name.partition("-")
     return EchoIR.from_preset(size, **switches) if architecture == "echoir" else GRL.from_preset(size, **switches)
+
+
+def rebuild_network(architecture: str, config: Mapping[str, Any]) -> Network:
+    """A network with fresh weights from what ``config.to_dict()`` gave.
+
+    Raises:
+        KeyError: no such architecture.
+    """
+    makers = {
+        "EchoIR": lambda: EchoIR(EchoIRConfig.from_dict(dict(config))),
+        "GRL": lambda: GRL(GRLConfig.from_dict(dict(config))),
+    }
+    return makers[architecture]()  # type: ignore[no-any-return]
