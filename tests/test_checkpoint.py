@@ -18,7 +18,7 @@ from echoir.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from echoir.evaluate import restore_whole
 from echoir.forms import FORMS
 from echoir.metrics import psnr
-from echoir.networks.echoir import PRESETS, EchoIR
+from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig
 from echoir.runtime.errors import ArtifactError
 
 
@@ -87,22 +87,30 @@ def test_every_shipped_task_has_a_checkpoint_that_says_how_it_was_made(task: str
     checkpoint = load_checkpoint(task)
     assert checkpoint.path.parent == SHIPPED
     assert (checkpoint.task, checkpoint.preset) == (task, "tiny")
-    assert checkpoint.metadata["recipe"]["strategy"] == "as-blo"
+    assert checkpoint.metadata["recipe"]["preset"] == "tiny"
+    assert checkpoint.metadata["steps"] > 0
+    assert next(checkpoint.network.parameters()).dtype == torch.float32
     assert f"`{task}`" in (SHIPPED / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_checkpoint_for_pictures_as_they_come_is_half_the_resolution_and_says_so() -> None:
-    checkpoint = load_checkpoint("denoise-edge")
-    assert (checkpoint.task, checkpoint.preset, checkpoint.network.config) == ("denoise", "edge", PRESETS["tiny"])
-    assert next(checkpoint.network.parameters()).dtype == torch.float32
+@pytest.mark.parametrize("task", ["denoise", "derain", "deblur"])
+def test_what_is_stored_in_half_of_the_bytes_says_so_and_what_it_was_trained_from(task: str) -> None:
+    checkpoint = load_checkpoint(task)
+    assert checkpoint.network.config == PRESETS["tiny"]
     assert checkpoint.metadata["stored"] == "float16"
-    assert "`denoise-edge`" in (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert [run["device"] for run in checkpoint.metadata["before"]] == ["cpu", "cuda"]
+
+
+def test_a_checkpoint_of_another_network_than_its_presets_loads_as_it_was_stored() -> None:
+    assert load_checkpoint("realnoise").network.config == EchoIRConfig(
+        width=16, blocks=(1, 1, 2), middle=2, refinement=1
+    )
 
 
 @pytest.mark.parametrize("form", ["gray", "jpeg420", "yuv420"])
 def test_it_removes_the_noise_that_comes_in_other_forms_than_independent_rgb(form: str) -> None:
     """At least 4 dB, where the checkpoint for independent noise gains none; a clean picture stays as it is."""
-    network = load_checkpoint("denoise-edge").network
+    network = load_checkpoint("denoise").network
     picture = data.chelsea()[40:168, 60:220].astype(np.float32) / 255
     degraded, truth = FORMS[form](picture, 25.0, np.random.default_rng(0))
     assert psnr(restore_whole(network, degraded).clip(0, 1), truth) > psnr(degraded.clip(0, 1), truth) + 4

@@ -132,7 +132,7 @@ def test_a_shipped_checkpoint_opens_by_name() -> None:
     source = open_source("denoise")
     assert source.record.name == "denoise"
     assert source.descriptor.task == "denoise"
-    assert source.descriptor.config["width"] == 16
+    assert source.descriptor.config["width"] == 32
 
 
 class Stranger(nn.Module):
