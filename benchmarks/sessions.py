@@ -1,6 +1,6 @@
 """Every session on this processor: networks x precisions x libraries, with dB from PyTorch, and peers beside them.
 
-    python benchmarks/sessions.py --work DIR [--networks denoise-edge denoise small] [--calibration DIR] [--peers]
+    python benchmarks/sessions.py --work DIR [--networks denoise realnoise small] [--calibration DIR] [--peers]
 
 The artifacts are exported into ``--work``, where the next run finds them; INT8 needs ``--calibration``, and is made of
 shipped checkpoints alone; a preset has random weights. All sessions of a network run the same tile of 256 x 256 in
@@ -166,7 +166,7 @@ def rows(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--networks", nargs="*", default=["denoise-edge", "denoise", "small"])
+    parser.add_argument("--networks", nargs="*", default=["denoise", "realnoise", "small"])
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--compiled", action="store_true", help="PyTorch compiled too (a minute or more each)")

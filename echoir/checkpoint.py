@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, needs_extra
 from echoir.runtime.files import atomic_write, sha256_file
-from echoir.runtime.forms import FORMS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,8 +22,6 @@ FORMAT = 1
 OWN = "keywords"  # what the description of a network of one's own has
 SHIPPED = Path(__file__).parent / "weights"
 FORMS_OF_SHIPPED = {  # trained before the header said it
-    "denoise": ("rgb", "clipped"),
-    "denoise-edge": tuple(FORMS),
     "realnoise": ("clipped", "jpeg420", "correlated"),
 }
 
