@@ -83,7 +83,8 @@ def test_multiply_accumulates_are_those_that_pytorch_counts(network: EchoIR, mod
     graph = Graph(model, ECHO.int8)
     convolutions = sum(graph._macs(node) for node in model.graph.node if node.op_type == "Conv")
     assert 2 * convolutions == counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
-    assert sum(layer.macs for layer in graph.layers) / graph.macs > 0.9
+    share = sum(layer.macs for layer in graph.layers) / graph.macs
+    assert share > 0.85  # 0.93 on large tiles: what has no pixels weighs more on one of 32
 
 
 def test_layers_are_everything_with_pixels_that_multiplies(model: onnx.ModelProto) -> None:
