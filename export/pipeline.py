@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+import numpy as np
 
 from echoir import __version__
 from echoir.degradations import TASKS
@@ -15,6 +17,7 @@ from echoir.export.build import Target, build_all, engines, require_builders, ru
 from echoir.export.declared import NOTHING, Declared
 from echoir.export.engine import EngineOptions
 from echoir.export.graph import INPUT, OPSET, OUTPUT
+from echoir.export.lowering import PLAIN, lowering_of
 from echoir.export.proof.golden import crop_side, make_golden
 from echoir.export.proof.parity import measure_parity
 from echoir.export.proof.report import write_report
@@ -23,7 +26,7 @@ from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_
 from echoir.export.reference import IO
 from echoir.export.sources import Source, open_source
 from echoir.export.typed import export_onnx
-from echoir.fitting import mosaic
+from echoir.fitting import mosaic, planes
 from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError, GateError, ImageError
@@ -42,6 +45,7 @@ from echoir.runtime.manifest import (
 from echoir.runtime.output import displayable
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
+from echoir.runtime.tiling import reflect
 from echoir.samples import Several, middle, proof_samples, shipped_crops
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+TRIED = 3  # tiles that float16's range is tried on
 OVERLAP = 32  # pixels that tiles share, unless told
 GOLDEN = 4  # pictures that golden tiles come from, where the task is not one of the project's
 
@@ -229,7 +234,7 @@ def export_artifact(
         for line in said:
             progress.note(line)
         progress.begin(f"making {request.name}.onnx from {request.weights}: half a minute or more")
-        artifact = _make_onnx(request, source, stage, int8)
+        artifact = _make_onnx(request, source, samples, stage, int8)
         artifact = _keep_golden(request, source, artifact, samples)
         progress.advance(last=artifact.model_path.name)
         artifact, report = _prove(request, source, artifact, samples, progress)
@@ -289,7 +294,21 @@ def _prepare(request: Request, source: Source, samples: Several, memory: Path, l
     )
 
 
-def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None) -> Artifact:
+def _tried(source: Source, samples: Several, tile: tuple[int, int]) -> list[NDArray[np.float32]]:
+    """Real tiles to try float16's range on; none for a network whose precision was measured here."""
+    network = source.descriptor
+    if lowering_of(network.architecture) is not PLAIN:
+        return []
+    large = mosaic(network) * tile[0], mosaic(network) * tile[1]
+    tiles = []
+    for sample in islice(samples, TRIED):
+        picture = middle(sample.degraded, *large)
+        down, across = (reflect(size, side) for size, side in zip(picture.shape[:2], large, strict=True))
+        tiles.append(planes(picture[down][:, across], network))
+    return tiles
+
+
+def _make_onnx(request: Request, source: Source, samples: Several, stage: Path, int8: Int8 | None) -> Artifact:
     import onnx
     import torch
 
@@ -308,6 +327,7 @@ def _make_onnx(request: Request, source: Source, stage: Path, int8: Int8 | None)
             io=request.io,
             precision=request.precision,
             free=request.most is not None,
+            tried=_tried(source, samples, request.tile),
         )
         precision = Precision(request.precision, {"float32": float32} if float32 else {})
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC

@@ -30,6 +30,13 @@ TYPES = {
     "lengths of q and k": "ReduceL2",
     "global mean": "ReduceMean",
 }
+# Why elementwise nodes around a norm stay float32: what they pass on, and where it ends.
+_ELEMENTWISE = {"Abs", "Add", "Clip", "Div", "Expand", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Sub"}
+_SHAPING = {"Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_REDUCING = {"ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "GlobalAveragePool"}
+_ROOTS = {"Sqrt", "Reciprocal"}
+# From a root back: an epsilon and a count; a square; what shapes the mean of a difference; nothing.
+_STAGES = ({"Add", "Clip", "Div", "Max", "Mul", *_SHAPING}, {"Abs", "Mul", "Pow", *_SHAPING}, _SHAPING, set[str]())
 # Of a pixel each, between the picture and the network: conversions, and the sum with the picture.
 _LIGHT = {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Round", "Sub", "Transpose"}
 
@@ -39,11 +46,17 @@ def choices(graph: onnx.GraphProto, lowering: Lowering = PLAIN) -> dict[str, set
     found = {name: {node.name for node in graph.node if node.op_type == kind} for name, kind in TYPES.items()}
     for name, test in lowering.float32.items():
         found[name] = {node.name for node in graph.node if test(node)}
+    if lowering is PLAIN:  # an own lowering says itself what was found to matter, by measurement
+        links = _Links(graph)
+        found |= {"norm from primitives": links.norms(), "constants that vanish": links.vanishing()}
     return found | {"border of the graph": _border(graph)}
 
 
 def to_fp16(
-    model: onnx.ModelProto, lowering: Lowering = PLAIN, without: Collection[str] = ()
+    model: onnx.ModelProto,
+    lowering: Lowering = PLAIN,
+    without: Collection[str] = (),
+    overflowing: Collection[str] = (),
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Retype a float32 graph of :mod:`echoir.export.graph`.
 
@@ -53,6 +66,7 @@ def to_fp16(
         model: float32, with the type of every value inferred; it is left as it is.
         lowering: of the network.
         without: names of :func:`choices` to give up, for the ablation.
+        overflowing: nodes that leave float16's range on real tiles (:mod:`echoir.export.overflow`).
 
     Returns:
         The float16 model, and the names of the nodes in it that compute in float32.
@@ -61,7 +75,7 @@ def to_fp16(
         BackendError: a weight does not fit float16.
     """
     graph = model.graph
-    exact = set().union(*(nodes for name, nodes in choices(graph, lowering).items() if name not in without))
+    exact = set(overflowing).union(*(nodes for name, nodes in choices(graph, lowering).items() if name not in without))
     values = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     values |= {name: tensor.data_type for name, tensor in weights.items()}
@@ -97,8 +111,8 @@ def to_fp16(
         kind = FLOAT if node.name in exact and not marker else HALF
         if kind == FLOAT:
             kept.append(node.name)
-        if node.op_type == "Cast" and node.attribute[0].i == FLOAT:
-            node.attribute[0].i = kind
+        if (cast := _target(node)) is not None and cast.i == FLOAT:  # the graph's own: it follows its neighbours
+            cast.i = kind
         elif not any(name in floats for name in node.input):
             kind = FLOAT  # what it makes has its type from an attribute
         for index, name in enumerate(node.input):
@@ -119,6 +133,99 @@ def to_fp16(
         del repeated[:]
         repeated.extend(content)
     return onnx.shape_inference.infer_shapes(result, check_type=True, strict_mode=True, data_prop=True), tuple(kept)
+
+
+class _Links:
+    """Who makes and who takes every value of a graph."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._makers = {output: node for node in graph.node for output in node.output}
+        self._takers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._takers.setdefault(name, []).append(node)
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+
+    def norms(self) -> set[str]:
+        """Nodes of norms that are written out: differences from a mean, squares, their mean, root and quotient.
+
+        From every root back to the mean under it, the square and the difference under that, and the mean that it is
+        a difference from; and forward to the division.
+        """
+        found: set[str] = set()
+        for root in self._graph.node:
+            power = root.op_type == "Pow" and abs(self._scalar(root, 1) or 1.0) == 0.5
+            if (root.op_type == "Sqrt" or power) and (behind := self._behind(root)):
+                found |= {root.name} | behind | self._ahead(root)
+        return found
+
+    def vanishing(self) -> set[str]:
+        """Elementwise nodes with a constant that float16 cannot hold, such as the 1e-12 under a division, and what
+        they guard: through shapes and roots to the division itself."""
+        found: set[str] = set()
+        for node in self._graph.node:
+            if node.op_type in _ELEMENTWISE and any(self._lost(name) for name in node.input):
+                found |= {node.name} | self._ahead(node)
+        return found
+
+    def _lost(self, name: str) -> bool:
+        tensor = self._constants.get(name)
+        if tensor is None or tensor.data_type != FLOAT or int(np.prod(tensor.dims)) != 1:
+            return False
+        value = float(numpy_helper.to_array(tensor).reshape(-1)[0])
+        limit = float(np.finfo(np.float16).max)
+        # Bounds that never bind (the largest float32) say nothing.
+        return (value != 0 and np.float16(value) == 0) or limit < abs(value) < 1e30
+
+    def _scalar(self, node: onnx.NodeProto, index: int) -> float | None:
+        tensor = self._constants.get(node.input[index]) if index < len(node.input) else None
+        if tensor is None or int(np.prod(tensor.dims)) != 1:
+            return None
+        return float(numpy_helper.to_array(tensor).reshape(-1)[0])
+
+    def _behind(self, root: onnx.NodeProto) -> set[str]:
+        """What leads to a root, if it is that of a mean."""
+        found: set[str] = set()
+        waiting, averaged = [(root, 0)], False
+        while waiting:
+            node, stage = waiting.pop()
+            for maker in (self._makers[name] for name in node.input if name in self._makers):
+                kind = maker.op_type
+                if kind in _REDUCING and stage != 1:  # of squares, or of values
+                    following = 1 if stage == 0 else 3
+                    averaged = True
+                elif kind == "Sub" and stage == 1:
+                    following = 2
+                elif kind in _STAGES[stage]:
+                    following = stage
+                else:
+                    continue
+                if maker.name not in found:
+                    found.add(maker.name)
+                    waiting.append((maker, following))
+        return found if averaged else set()
+
+    def _ahead(self, node: onnx.NodeProto) -> set[str]:
+        """From a guarded value through shapes and roots to the divisions that take it, inclusive."""
+        found: set[str] = set()
+        waiting = [node]
+        while waiting:
+            for output in waiting.pop().output:
+                for taker in self._takers.get(output, []):
+                    if taker.op_type == "Div":
+                        found.add(taker.name)
+                    elif taker.op_type in _SHAPING | _ROOTS and taker.name not in found:
+                        found.add(taker.name)
+                        waiting.append(taker)
+        return found
+
+
+def _target(node: onnx.NodeProto) -> onnx.AttributeProto | None:
+    """What a cast casts to."""
+    if node.op_type != "Cast":
+        return None
+    return next((attribute for attribute in node.attribute if attribute.name == "to"), None)
 
 
 def _border(graph: onnx.GraphProto) -> set[str]:

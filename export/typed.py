@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from echoir.export.lowering import lowering_of
+from echoir.export.overflow import as_input, overflowing
 from echoir.export.precision import to_fp16
 from echoir.export.reference import IO
 from echoir.export.sources import Source
@@ -25,6 +29,7 @@ def export_onnx(
     io: IO = "float",
     precision: Precision = "fp32",
     free: bool = False,
+    tried: Sequence[NDArray[np.float32]] = (),
 ) -> tuple[str, ...]:
     """Write a network as one ONNX file.
 
@@ -38,6 +43,7 @@ def export_onnx(
         precision: ``"fp32"``, or ``"fp16"``: weights and most activations in float16, with
             float32 kept where :mod:`echoir.export.precision` says.
         free: inputs of other sizes too, as long as their sides are multiples of the network's.
+        tried: real tiles, [1, C, height, width] in [0, 1]: nodes that leave float16's range on them keep float32.
 
     Returns:
         Names of the nodes that compute in float32 in an fp16 model; none for fp32.
@@ -50,7 +56,8 @@ def export_onnx(
     model = source.graph(tile=tile, batch=batch, io=io, free=free)
     float32_nodes: tuple[str, ...] = ()
     if precision == "fp16":
-        model, float32_nodes = to_fp16(model, lowering_of(source.descriptor.architecture))
+        beyond = overflowing(model, [as_input(one, batch, io) for one in tried])
+        model, float32_nodes = to_fp16(model, lowering_of(source.descriptor.architecture), overflowing=beyond)
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,12 +12,16 @@ import pytest
 import torch
 from builders import make_source
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
 
 from echoir.checkpoint import load_checkpoint
 from echoir.export.lowering import lowering_of
 from echoir.export.precision import choices, to_fp16
+from echoir.export.sources import TorchSource
 from echoir.export.typed import export_onnx
 from echoir.networks.echoir import EchoIR
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import BackendError
 
 TILE = (64, 64)
@@ -143,3 +148,64 @@ def test_a_weight_beyond_float16_is_named(full: onnx.ModelProto) -> None:
     tensor.CopyFrom(onnx.numpy_helper.from_array(large, tensor.name))
     with pytest.raises(BackendError, match=f"{tensor.name} reaches .* beyond float16"):
         to_fp16(model)
+
+
+# Networks of others: norms written out, guards that vanish, streams beyond the range.
+
+
+class WrittenOut(nn.Module):
+    """A LayerNorm over channels by hand, and a unit length with the guard of F.normalize."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x) * 300  # whose squares leave the range
+        mean = y.mean(1, keepdim=True)
+        y = (y - mean) / ((y - mean).pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+        length = (y * y).sum((2, 3), keepdim=True).sqrt()
+        return x + self.out(y / length.clamp(min=1e-12) + y * 0.1)
+
+
+def exported(module: nn.Module, tmp_path: Path, tried: list[Any] | None = None) -> tuple[float, tuple[str, ...]]:
+    """PSNR of the fp16 artifact with every value really rounded, against PyTorch; and what kept float32."""
+    source = TorchSource(module, Descriptor("Toy", "denoise", 1, multiple=(8, 8)))
+    path = tmp_path / "toy.onnx"
+    kept = export_onnx(source, path, tile=(32, 32), precision="fp16", tried=tried or [])
+    image = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    with np.errstate(all="ignore"):  # numpy rounds every value, where ONNX Runtime on a CPU skips some roundings
+        made = ReferenceEvaluator(str(path)).run(None, {"input": image})[0]
+    with torch.no_grad():
+        error = float(np.square(made.astype(np.float64) - module(torch.from_numpy(image)).numpy()).mean())
+    return (-10 * np.log10(error) if np.isfinite(error) else -np.inf), kept
+
+
+def test_norms_that_are_written_out_and_their_guards_keep_float32(tmp_path: Path) -> None:
+    psnr, kept = exported(WrittenOut(), tmp_path)
+    assert psnr > 55
+    kinds = {name.split("/")[-1].split("_")[0] for name in kept}
+    assert {"Sqrt", "Div", "ReduceMean", "Clip"} <= kinds | {"Clip" if "Max" in kinds else ""}
+
+
+class Stream(nn.Module):
+    """A stream that passes 65,504 and comes back, as SwinIR's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x).abs() + 1
+        large = y * y * 200
+        return x + self.out((large * large).sqrt() * (1 / 200))
+
+
+def test_what_leaves_the_range_on_real_tiles_keeps_float32(tmp_path: Path) -> None:
+    tile = np.random.default_rng(1).random((1, 3, 32, 32), np.float32)
+    assert exported(Stream(), tmp_path)[0] < 20
+    psnr, kept = exported(Stream(), tmp_path, [tile])
+    assert psnr > 55
+    assert 0 < len(kept) < 8
