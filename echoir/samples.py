@@ -249,7 +249,8 @@ def open_samples(
         if given:
             raise ImageError(f"{folder}: holds pairs, which are used as they are; drop {given[0]}")
         return Samples(tuple(pairs), None, "pairs", seed=seed, network=network)
-    if task == GIVEN or (task not in TASKS and network is not None and enlargement(network) > 1):
+    reduced = network is not None and enlargement(network) > 1
+    if task == GIVEN or (reduced and (task == "sr" or task not in TASKS)):  # then that alone is done to them
         if given:
             raise ImageError(f"{given[0][2:]} is about Gaussian noise, and {task} has none; drop {given[0]}")
         clean = tuple(list_pictures([folder])[:limit])
