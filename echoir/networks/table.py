@@ -35,8 +35,8 @@ def rebuild_network(architecture: str, config: Mapping[str, Any]) -> Network:
     Raises:
         KeyError: no such architecture.
     """
-    makers = {
-        "EchoIR": lambda: EchoIR(EchoIRConfig.from_dict(dict(config))),
-        "GRL": lambda: GRL(GRLConfig.from_dict(dict(config))),
-    }
-    return makers[architecture]()  # type: ignore[no-any-return]
+    if architecture == "GRL":
+        return GRL(GRLConfig.from_dict(dict(config)))
+    if architecture == "EchoIR":
+        return EchoIR(EchoIRConfig.from_dict(dict(config)))
+    raise KeyError(architecture)
