@@ -4,6 +4,7 @@
     python benchmarks/grl.py precision [--stages 4]     dB with each reason for float32 given up
     python benchmarks/grl.py engines [--tile 256]       TensorRT-RTX: seconds, megabytes, layers
     python benchmarks/grl.py speed [--tile 128]         seconds of processor in PyTorch and in ONNX Runtime, in turns
+    python benchmarks/grl.py tiles [--task denoise]     dB of tiles against the whole, by phase and overlap
 
 ``cost`` runs nothing: PyTorch counts the convolutions and matrix products of a network without storage. Masks of
 shifted grids are four more coordinates of queries and keys here; the second column leaves them out, as a mask that is
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
@@ -35,7 +37,8 @@ from echoir.export.precision import choices, to_fp16
 from echoir.export.sources import TorchSource
 from echoir.export.typed import export_onnx
 from echoir.metrics import psnr
-from echoir.networks.grl import GRL, SIZES, Attend, MixedAttention
+from echoir.networks.grl import GRL, SIZES, TASKS, Attend, MixedAttention
+from echoir.runtime.tiling import tile_axis
 
 LOWERING = lowering_of("GRL")
 
@@ -47,10 +50,13 @@ def main() -> None:
         "precision": precision,
         "engines": engines,
         "speed": speed,
+        "tiles": tiles,
     }
     parser.add_argument("command", choices=list(commands))
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--tile", type=int)
+    parser.add_argument("--task", default="denoise", choices=[task for task in TASKS if task != "dual-defocus"])
+    parser.add_argument("--picture", type=int, default=512, help="side of the picture that is cut into tiles")
     parser.add_argument("--stages", type=int, default=4, help="of four blocks each; denoising T has 4")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -138,6 +144,32 @@ def speed(options: argparse.Namespace) -> None:
         print(f"| {name} | {min(times):.2f} | {first / min(times):.2f}x |")
 
 
+def tiles(options: argparse.Namespace) -> None:
+    """Tiles of two paddings; starts on multiples of the padding, of half and a quarter of it, and anywhere."""
+    network = lively(options.stages, options.task)
+    scale, multiple = network.config.scale, network.config.multiple
+    tile, image = 2 * multiple, torch.from_numpy(crops(1, options.picture))
+    print(f"{options.task}, picture {options.picture}, tile {tile}, stages: {options.stages}\n")
+    print("| starts on multiples of | least overlap | pixels restored for each | dB to the whole |\n|---|---|---|---|")
+    with torch.inference_mode():
+        whole = network(image).numpy()
+        for phase in (multiple, multiple // 2, multiple // 4, 1):
+            seen = set[tuple[int, ...]]()
+            for overlap in (multiple // 4, multiple // 2, multiple):
+                axis = tile_axis(options.picture, tile, overlap, phase, scale)
+                if tuple(axis.starts) in seen:
+                    continue
+                seen.add(tuple(axis.starts))
+                joined = np.zeros_like(whole)
+                for y, bottom, down in zip(axis.starts, axis.ends, axis.weights, strict=True):
+                    for x, right, across in zip(axis.starts, axis.ends, axis.weights, strict=True):
+                        restored = network(image[..., y:bottom, x:right]).numpy()
+                        area = slice(scale * y, scale * bottom), slice(scale * x, scale * right)
+                        joined[..., area[0], area[1]] += restored * down[:, None] * across
+                pixels = (len(axis.starts) * tile / options.picture) ** 2
+                print(f"| {phase} | {overlap} | {pixels:.2f} | {psnr(joined, whole):.1f} |", flush=True)
+
+
 def one_thread(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -148,11 +180,11 @@ def source(network: GRL) -> TorchSource:
     return TorchSource(network, network.describe("denoise", "t"))
 
 
-def lively(stages: int) -> GRL:
-    """Denoising T. Layers preserve the variance of their input, scales of the cosine are spread around the initial 10
+def lively(stages: int, task: str = "denoise") -> GRL:
+    """T. Layers preserve the variance of their input, scales of the cosine are spread around the initial 10
     and up to 100, biases vary, and the correction has a standard deviation of 0.1, that of noise with sigma 25."""
     torch.manual_seed(0)
-    network = GRL.from_preset("t", depths=(4,) * stages).eval().requires_grad_(False)
+    network = GRL.from_preset("t", task=task, depths=(4,) * stages).eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -161,7 +193,9 @@ def lively(stages: int) -> GRL:
             module.log_scale.copy_(math.log(10) + torch.randn_like(module.log_scale))
             module.position[2].weight.mul_(3)
     image = torch.from_numpy(crops(1, 128))
-    network.head[-1].weight.mul_(0.1 / (network(image) - image).std())
+    enlarged = nn.functional.interpolate(image, scale_factor=network.config.scale)
+    last = [module for module in network.head if isinstance(module, nn.Conv2d)][-1]
+    last.weight.mul_(0.1 / (network(image) - enlarged).std())
     return network
 
 
