@@ -69,14 +69,14 @@ def test_the_state_holds_parameters_alone() -> None:
         ("t", "demosaic", {"depths": (3, 5), "width": 24, "heads": 2}, (32, 32)),
         ("t", "demosaic", {"inputs": 1, "outputs": 1, "anchor": 2}, (32, 40)),
         ("t", "demosaic", {"inputs": 6}, (30, 32)),
-        ("b", "demosaic", {"heads": 3}, (60, 64)),
+        ("b", "demosaic", {"heads": 3}, (61, 57)),
         pytest.param("b", "denoise", {}, (128, 120), marks=slow),  # window 32, an anchor for 2 x 2
         pytest.param("s", "sr", {"scale": 3}, (61, 64), marks=slow),
-        pytest.param("b", "sr", {}, (64, 64), marks=slow),  # an anchor for 2 x 2
+        pytest.param("b", "sr", {}, (63, 50), marks=slow),  # an anchor for 2 x 2
         pytest.param("s", "jpeg", {}, (144, 99), marks=slow),
         pytest.param("b", "deblur", {}, (96, 180), marks=slow),
         pytest.param("b", "defocus", {}, (97, 90), marks=slow),
-        pytest.param("b", "dual-defocus", {}, (96, 96), marks=slow),
+        pytest.param("b", "dual-defocus", {}, (95, 81), marks=slow),
     ],
 )
 def test_agrees_with_the_stored_form(size: str, task: str, switches: dict[str, Any], picture: tuple[int, int]) -> None:
