@@ -56,7 +56,7 @@ def test_every_degradation_keeps_sizes_and_repeats_itself(
         assert torch.equal(part, same)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"sr", "demosaic", "defocus"}))  # those leave nothing to chance
 def test_another_seed_degrades_otherwise(task: str) -> None:
     first, second = (TASKS[task].degrade(crops(8), Draw((seed,)))[0] for seed in range(2))
     assert not torch.equal(first, second)

@@ -206,7 +206,7 @@ def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Pat
     ("option", "message"),
     [
         (("--precision", "fp8"), "fp8"),
-        (("--tile", "250"), "a multiple of network.multiple, 16"),
+        (("--tile", "250"), "a multiple of network.multiple, 32"),
         (("--tile", "0"), "at least a pixel"),
         (("--tile", "large"), "'large' is not a size"),
         (("--batch", "0"), "neither a number of tiles nor 'dynamic'"),

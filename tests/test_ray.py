@@ -168,7 +168,9 @@ def _alive(lines: list[list[str]]) -> set[str]:
 def test_a_killed_node_loses_nothing(halving: Artifact, pictures: Path, local: Path, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    arguments: dict[str, Any] = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 << 20}
+    # Not loopback: Ray takes the machine's own address for it, where nothing would listen.
+    own = ray.util.get_node_ip_address()
+    arguments: dict[str, Any] = {"num_cpus": 1, "node_ip_address": own, "object_store_memory": 100 << 20}
     more = {"PYTHONPATH": str(HERE / "ray_worker"), "RAY_TALLY": str(tmp_path / "tally"), "RAY_SECONDS": "0.3"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in more.items():
