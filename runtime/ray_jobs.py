@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from echoir.runtime.restorer import Restorer
 
 Row = dict[str, Any]
+
+LISTENS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,27 @@ def _answers(ray: Any, settings: Settings, cluster: Cluster, left: dict[int, Job
         logging.getLogger(__name__).debug("a pass ended early: %s", error)
 
 
+def _check_listens(address: str, own: str) -> None:
+    """Refuse an address where nobody listens, which Ray would try for twenty minutes.
+
+    Args:
+        address: ``HOST:PORT``, or ``auto``, which Ray looks up.
+        own: address of this machine, which Ray takes for a loopback one.
+
+    Raises:
+        BackendError: nobody listens there.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        return
+    there = own if host in ("localhost", "127.0.0.1", "[::1]") else host.strip("[]")
+    try:
+        socket.create_connection((there, int(port)), LISTENS_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        tried = "" if there == host else f", for which Ray takes {there}"
+        raise BackendError(f"no Ray cluster on {address}{tried}: {error}") from None
+
+
 @contextmanager
 def _connected(cluster: Cluster, threads: int) -> Iterator[Any]:
     """Ray, started here alone or joined."""
@@ -242,6 +266,7 @@ def _connected(cluster: Cluster, threads: int) -> Iterator[Any]:
         }
     else:
         options["address"] = cluster.address
+        _check_listens(cluster.address, ray.util.get_node_ip_address())
     try:
         ray.init(**options)
     except Exception as error:  # a node that does not start in time is a bare Exception

@@ -214,4 +214,5 @@ def test_a_cluster_that_is_not_there_is_said(halving: Artifact, tmp_path: Path) 
     code, _, err = Run(*arguments, tally=tmp_path / "tally", on="ray:127.0.0.1:1").end()
     assert code == 6
     assert "no Ray cluster on 127.0.0.1:1" in err
+    assert "refused" in err, "said at once, where Ray itself would try for minutes"
     assert "Traceback" not in err
