@@ -42,7 +42,9 @@ import sys, time
 model, out, device, *pictures = sys.argv[1:]
 import numpy as np
 from echoir.runtime.images import open_picture, save_picture
+from echoir.runtime.jobs import plan
 from echoir.runtime.restorer import Restorer
+pictures = [str(job.source) for job in plan(pictures, out)[0]]
 spent = np.zeros(3)
 with Restorer.open(model, threads=1, device=device) as restorer:
     for turn in range(2):
