@@ -71,6 +71,17 @@ class ImageSession(Session, Protocol):
         """See :meth:`echoir.runtime.cuda.session.TensorRTSession.strips`."""
 
 
+def check_tiles(tiles: Array, manifest: Manifest) -> None:
+    """Refuse tiles that are not what a session takes.
+
+    Raises:
+        ValueError: none at all, or of another shape or type than the manifest's.
+    """
+    source, needed = manifest.input, manifest.shape("input", len(tiles))
+    if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
+        raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
+
+
 def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[Array, Array], None]) -> Array:
     """Check tiles and run them ``size`` at a time; the last batch is filled up.
 
@@ -85,9 +96,7 @@ def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[A
         ValueError: tiles of another shape or type.
     """
     manifest = manifest.of_tiles(tiles.shape)
-    source, needed = manifest.input, manifest.shape("input", len(tiles))
-    if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
-        raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
+    check_tiles(tiles, manifest)
     count = -(-len(tiles) // size) * size
     output = np.empty(manifest.shape("output", count), manifest.output.dtype)
     for start in range(0, count, size):

@@ -18,7 +18,7 @@ import numpy as np
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.channels import Route
-from echoir.runtime.contract import Array, ReadStrip, Strip, check_tensor
+from echoir.runtime.contract import Array, ReadStrip, Strip, check_tensor, check_tiles
 from echoir.runtime.cuda.driver import Cuda, Memory, cuda
 from echoir.runtime.cuda.image import ImageLane
 from echoir.runtime.cuda.kernel_cache import KernelCache
@@ -100,10 +100,7 @@ class TensorRTSession:
             ClosedSessionError: it was closed.
             BackendError: the run failed.
         """
-        source = self.manifest.input
-        needed = self.manifest.shape("input", len(tiles))
-        if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
-            raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
+        check_tiles(tiles, self.manifest)
         output = np.empty(self.manifest.shape("output", len(tiles)), self.manifest.output.dtype)
         with self._lane(min(len(tiles), self.max_batch)) as lane, self._cuda.current():
             lane.run(tiles, output)

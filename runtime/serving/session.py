@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import numpy as np
 
-from echoir.runtime.contract import Array, check_tensor
+from echoir.runtime.contract import Array, check_tensor, check_tiles
 from echoir.runtime.errors import ArtifactError, BackendError, ImageError
 from echoir.runtime.guard import guard
 from echoir.runtime.manifest import Manifest, Role
@@ -112,14 +112,12 @@ class RemoteSession:
             ClosedSessionError: it was closed.
             BackendError: the server refused, failed, or gave no answer that makes sense.
         """
-        tile, source = self.manifest.tile, self.manifest.input
-        needed = self.manifest.shape("input", len(tiles))
-        if not len(tiles) or tiles.shape != needed or tiles.dtype != source.dtype:
-            raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
+        check_tiles(tiles, self.manifest)
+        size = self.manifest.tile.batch
         outputs = []
         for start in range(0, len(tiles), self.max_batch):
             batch = tiles[start : start + self.max_batch]
-            missing = tile.batch - len(batch) if tile.batch is not None else 0
+            missing = size - len(batch) if size is not None else 0
             if missing:
                 batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
             outputs.append(self._client.infer(batch, self.manifest)[: len(batch) - missing])
