@@ -124,8 +124,9 @@ def sample(
     """Draw tiles from pictures.
 
     Pictures are shuffled and dealt out: two of three to calibration, one to sensitivity. Of each, a few
-    crops are taken and degraded; of all crops of a set, those are kept that spread most evenly over
-    brightness, detail and strength of the degradation.
+    crops are taken and degraded. Calibration keeps those that lie furthest apart in brightness, detail and strength
+    of the degradation, so that ranges see the extremes; sensitivity, whose mean is to be that of all pictures,
+    those at even steps from the least detail to the most.
 
     Args:
         sources: clean pictures, or pairs.
@@ -150,9 +151,9 @@ def sample(
     third = max(len(pictures.good) // 3, -(-sensitivity // CROPS))
     watched = dict(degradation.checks) if degradation else {}
     sets = []
-    for part, count, strengths in (
-        (pictures.good[third:], calibration, {}),
-        (pictures.good[:third], sensitivity, watched),
+    for part, count, strengths, keep in (
+        (pictures.good[third:], calibration, {}, _apart),
+        (pictures.good[:third], sensitivity, watched, _even),
     ):
         crops = [
             crop
@@ -165,7 +166,7 @@ def sample(
             [
                 crop
                 for kind, share in zip(kinds, shares, strict=True)
-                for crop in _spread([crop for crop in crops if crop.strength == kind], share)
+                for crop in keep([crop for crop in crops if crop.strength == kind], share)
             ]
         )
     digest = hashlib.sha256()
@@ -269,7 +270,14 @@ def _crops(
     return made
 
 
-def _spread(crops: list[Tile], count: int) -> list[Tile]:
+def _even(crops: list[Tile], count: int) -> list[Tile]:
+    """One crop for every step of detail: smooth crops suffer most, and are as common here as among all."""
+    ordered = sorted(crops, key=lambda crop: _features(crop)[1])
+    count = min(count, len(ordered))
+    return [ordered[(2 * index + 1) * len(ordered) // (2 * count)] for index in range(count)]
+
+
+def _apart(crops: list[Tile], count: int) -> list[Tile]:
     """The crops that lie furthest apart in brightness, detail and degradation, each measured by rank."""
     features = np.array([_features(crop) for crop in crops])
     ranks = features.argsort(axis=0).argsort(axis=0) / max(len(crops) - 1, 1)

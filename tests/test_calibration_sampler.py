@@ -86,6 +86,22 @@ def test_sensitivity_sees_the_strengths_the_task_is_watched_with(pictures: Pictu
         assert 255 * float((tile.degraded - tile.truth).std()) == pytest.approx(float(tile.strength[5:]), rel=0.05)
 
 
+def test_sensitivity_has_a_tile_for_every_step_of_detail(pictures: Pictures) -> None:
+    seen = []
+
+    def spy(clean: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[Any, Any]:
+        seen.append(detail(clean))
+        return clean, clean
+
+    def detail(crop: np.ndarray[Any, Any]) -> float:
+        gray = crop.mean(axis=2)
+        return float(np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean())
+
+    tiles = draw(pictures, Practice(noisy, checks={"clean": spy}), sensitivity=8).sensitivity
+    places = [(np.array(seen) < detail(tile.truth[0].transpose(1, 2, 0)) - 1e-6).mean() for tile in tiles]
+    assert [int(8 * place) for place in places] == list(range(8))
+
+
 def test_a_degradation_gets_the_margin_it_draws_on(pictures: Pictures) -> None:
     seen = []
 

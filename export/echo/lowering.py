@@ -82,10 +82,11 @@ def divided_by_length(name: str) -> bool:
 
 
 def stage(layer: Layer) -> str:
-    """The layers of one kind in one part of the network's blocks: some sixty groups, whatever its depth."""
-    first, *path = layer.name.split("/")[:-1]
+    """The layers of one kind in one part of the network's blocks: some seventy groups, whatever its depth."""
+    first, *path, node = layer.name.split("/")
     if "attention" in path:
-        path = ["attention", layer.kind]
+        # Its two products apart: that of queries and keys costs nothing, the mixing of values does.
+        path = ["attention", node if layer.kind == "product" else layer.kind]
     elif "feed_forward" in path:
         path = ["feed_forward", "out" if path[-1] == "out" else layer.kind]
     return "/".join([first, *path])
