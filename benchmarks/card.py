@@ -58,7 +58,9 @@ class Card:
             self.ffdnet = FFDNet(options.ffdnet)
 
     def checkpoints(self, task: str) -> dict[str, Path]:
-        return {name: folder / f"{task}.safetensors" for name, folder in self.folders.items()}
+        """Those that are there: ``deblur``, for one, is not shipped."""
+        paths = {name: folder / f"{task}.safetensors" for name, folder in self.folders.items()}
+        return {name: path for name, path in paths.items() if path.is_file()}
 
     def networks(self, task: str, sigma: float | None = None) -> dict[str, Restore]:
         """What restores, by column."""

@@ -82,7 +82,7 @@ def test_tensors_that_do_not_fit_the_header_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("task", ["denoise", "realnoise", "derain", "deblur"])
+@pytest.mark.parametrize("task", ["denoise", "realnoise", "derain"])
 def test_every_shipped_task_has_a_checkpoint_that_says_how_it_was_made(task: str) -> None:
     checkpoint = load_checkpoint(task)
     assert checkpoint.path.parent == SHIPPED
@@ -93,7 +93,7 @@ def test_every_shipped_task_has_a_checkpoint_that_says_how_it_was_made(task: str
     assert f"`{task}`" in (SHIPPED / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("task", ["denoise", "derain", "deblur"])
+@pytest.mark.parametrize("task", ["denoise", "derain"])
 def test_what_is_stored_in_half_of_the_bytes_says_so_and_what_it_was_trained_from(task: str) -> None:
     checkpoint = load_checkpoint(task)
     assert checkpoint.network.config == PRESETS["tiny"]

@@ -19,7 +19,7 @@ SHOT = (1e-4, 1.2e-2)
 # From camera to sRGB primaries: how a typical sensor's overlapping filters are set apart.
 COLOUR_MATRIX = ((1.7, -0.6, -0.1), (-0.2, 1.5, -0.3), (0.0, -0.5, 1.5))
 JPEG_QUALITY = (70.0, 99.0)
-CAMERA_SHARE = 0.7
+CAMERA_SHARE = 0.8
 PROCESSED_SHARE = 0.5
 
 
@@ -62,17 +62,19 @@ def camera_and_other_noise(clean: Tensor, draw: Draw) -> Pair:
 
 
 def _processed(noise: Tensor, draw: Draw) -> Tensor:
-    """What a camera's own denoising and sharpening leave of noise: colour smoothed more than luma."""
-    n, reach = len(noise), 4
+    """What a camera's own denoising and sharpening leave of noise: its fine part damped or lifted, colour damped more.
+
+    A denoiser takes the fine part and leaves the coarse one, the blotches of camera pictures.
+    """
+    n, reach = len(noise), 8
     # A width of 0.1 pixels leaves all as it is.
-    widths = torch.cat([draw.uniform(0.1, 0.8, n, 1, 1), draw.uniform(0.1, 2.0, n, 1, 1).expand(n, 2, 1)], 1)
+    widths = torch.cat([draw.uniform(0.1, 1.6, n, 1, 1), draw.uniform(0.1, 3.0, n, 1, 1).expand(n, 2, 1)], 1)
+    fine = torch.cat([draw.each(n, 0, 1.8), draw.each(n, 0, 1).expand(n, 2, 1, 1)], 1)
     kernel = gaussians(widths, reach)
     kernel = kernel / kernel.sum(-1, keepdim=True)
     ycc = to_ycc(noise)
-    smooth = separable(F.pad(ycc, (reach,) * 4, mode="reflect"), kernel, kernel)
-    sharper = ycc[:, :1] + draw.each(n, 0, 1) * (ycc[:, :1] - smooth[:, :1])
-    luma = torch.where(draw.chance(n, 0.5), smooth[:, :1], sharper)
-    return to_rgb(torch.cat([luma, smooth[:, 1:]], 1))
+    coarse = separable(F.pad(ycc, (reach,) * 4, mode="reflect"), kernel, kernel)
+    return to_rgb(coarse + fine * (ycc - coarse))
 
 
 def mosaicked(clean: Tensor, draw: Draw) -> Pair:
