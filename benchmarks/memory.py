@@ -52,13 +52,13 @@ def main(model: str, megapixels: tuple[float, ...], threads: int) -> None:
 
 
 def make_photograph(megapixels: float, path: Path) -> tuple[int, int]:
-    """Write a PNG of so many megapixels (3:2), a shipped picture mirrored side by side; returns width and height."""
+    """Write a picture of so many megapixels (3:2), a shipped one mirrored side by side; returns width and height."""
     height = round((megapixels * 1e6 / 1.5) ** 0.5)
     with Image.open(SHIPPED / "coffee.webp") as picture:
         pixels = np.asarray(picture)
     grow = [(0, max(0, side - have)) for side, have in zip((height, height * 3 // 2), pixels.shape[:2], strict=True)]
     pixels = np.pad(pixels, [*grow, (0, 0)], mode="symmetric")
-    Image.fromarray(pixels).save(path, compress_level=1)
+    Image.fromarray(pixels).save(path, compress_level=1, quality=95)  # of PNG, and of JPEG
     return pixels.shape[1], pixels.shape[0]
 
 

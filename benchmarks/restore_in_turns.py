@@ -2,12 +2,13 @@
 
     python benchmarks/restore_in_turns.py -m ARTIFACT --before PATH --after PATH PICTURES [--turns 10]
     python benchmarks/restore_in_turns.py -m ARTIFACT --model-before ARTIFACT [--device auto] PICTURES
-
+    python benchmarks/restore_in_turns.py -m ARTIFACT --model-before ARTIFACT [--device auto] --megapixels 12
 
 PATH is a folder to import echoir from (`pip install --no-deps --target PATH .` in a checkout of each). A run is a
 process that restores all pictures twice and times the second time, so that start and warm-up do not count. Of the runs
 of each, the least wall and processor seconds are printed, and their ratio: on a busy machine the least says most.
-Without paths both run what is installed here. Then the shares of decoding, restoring and encoding, one after the other.
+Without paths both run what is installed here; ``--megapixels`` makes a JPEG, a shipped picture mirrored side by side.
+Then the shares of decoding, restoring and encoding, one after the other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from memory import make_photograph
 
 RUN = """
 import json, sys, time
@@ -93,9 +96,21 @@ def main() -> None:
     parser.add_argument("--after", type=Path)
     parser.add_argument("--device", default="cpu", help="of what is after")
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("--megapixels", type=float, help="a picture of so many, made for the purpose")
+    parser.add_argument("pictures", nargs="*")
     options = parser.parse_args()
-    pictures = [os.path.abspath(path) for path in options.pictures]
+    if not options.pictures and options.megapixels is None:
+        parser.error("give pictures, or --megapixels")
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [os.path.abspath(path) for path in options.pictures]
+        if options.megapixels is not None:
+            pictures.append(os.path.join(folder, "made.jpg"))
+            make_photograph(options.megapixels, Path(pictures[-1]))
+        compare(options, pictures)
+
+
+def compare(options: argparse.Namespace, pictures: list[str]) -> None:
+    """Run both sides in turns, and print."""
     model, model_before = (os.path.abspath(path) for path in (options.model, options.model_before or options.model))
     paths = [path and path.resolve() for path in (options.before, options.after)]
     sides = Side(paths[0], model_before, "cpu"), Side(paths[1], model, options.device)

@@ -64,6 +64,14 @@ class Described(Protocol):
 
 
 @runtime_checkable
+class IntoSession(Session, Protocol):
+    """A session that writes to memory of the caller's."""
+
+    def run_into(self, tiles: Array, out: Array) -> None:
+        """As :meth:`Session.run`, to a contiguous array of what that gives."""
+
+
+@runtime_checkable
 class ImageSession(Session, Protocol):
     """A session that also cuts an image into tiles and blends them, on its device."""
 
@@ -82,7 +90,9 @@ def check_tiles(tiles: Array, manifest: Manifest) -> None:
         raise ValueError(f"tiles must be {source.dtype} {needed}, got {tiles.dtype} {tiles.shape}")
 
 
-def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[Array, Array], None]) -> Array:
+def run_in_batches(
+    manifest: Manifest, tiles: Array, size: int, run: Callable[[Array, Array], None], out: Array | None = None
+) -> Array:
     """Check tiles and run them ``size`` at a time; the last batch is filled up.
 
     Args:
@@ -91,20 +101,27 @@ def run_in_batches(manifest: Manifest, tiles: Array, size: int, run: Callable[[A
         size: of a batch.
         run: runs one batch, [size, ...], and writes to an array of the output's layout and type. Both arrays are
             contiguous, and no copies wherever that can be.
+        out: [N, ...] in the output's layout and type, contiguous, to write to and return.
 
     Raises:
-        ValueError: tiles of another shape or type.
+        ValueError: tiles, or an ``out``, of another shape or type.
     """
     manifest = manifest.of_tiles(tiles.shape)
     check_tiles(tiles, manifest)
-    count = -(-len(tiles) // size) * size
-    output = np.empty(manifest.shape("output", count), manifest.output.dtype)
-    for start in range(0, count, size):
-        batch = tiles[start : start + size]
-        if len(batch) < size:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        run(np.ascontiguousarray(batch), output[start : start + size])
-    return output[: len(tiles)]
+    needed, dtype = manifest.shape("output", len(tiles)), manifest.output.dtype
+    if out is None:
+        out = np.empty(needed, dtype)
+    elif out.shape != needed or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(f"out must be contiguous {dtype} {needed}, got {out.dtype} {out.shape}")
+    for start in range(0, len(tiles), size):
+        batch, made = tiles[start : start + size], out[start : start + size]
+        if len(batch) == size:
+            run(np.ascontiguousarray(batch), made)
+            continue
+        filled = np.empty((size, *needed[1:]), dtype)
+        run(np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]), filled)
+        made[...] = filled[: len(made)]
+    return out
 
 
 def check_tensor(role: Role, manifest: Manifest, name: str, dtype: str, shape: list[int]) -> None:

@@ -98,6 +98,10 @@ class OnnxSession:
         """
         return run_in_batches(self.manifest, tiles, self.manifest.tile.batch or max(len(tiles), 1), self._run)
 
+    def run_into(self, tiles: Array, out: Array) -> None:
+        """As :meth:`run`, to a contiguous array of the caller's."""
+        run_in_batches(self.manifest, tiles, self.manifest.tile.batch or max(len(tiles), 1), self._run, out)
+
     def _run(self, batch: Array, out: Array) -> None:
         """One batch, from and into memory of ours: ONNX Runtime allocates nothing for it."""
         if self._session is None:

@@ -77,6 +77,10 @@ class OpenVinoSession:
         """
         return run_in_batches(self.manifest, tiles, self.manifest.tile.batch or 1, self._run)
 
+    def run_into(self, tiles: Array, out: Array) -> None:
+        """As :meth:`run`, to a contiguous array of the caller's."""
+        run_in_batches(self.manifest, tiles, self.manifest.tile.batch or 1, self._run, out)
+
     def _run(self, batch: Array, out: Array) -> None:
         if self._model is None:
             raise ClosedSessionError
@@ -89,7 +93,7 @@ class OpenVinoSession:
             given = batch if batch.flags.writeable else batch.copy()
             request.set_input_tensor(self._tensor(given, shared_memory=True))
             request.set_output_tensor(self._tensor(out, shared_memory=True))
-            request.infer()
+            request.infer(share_outputs=True)  # what it returns would be copied otherwise
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed on {len(batch)} tiles (out of memory?): {error}") from error
         self._idle.append(request)

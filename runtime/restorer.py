@@ -14,11 +14,12 @@ import numpy as np
 
 from echoir.runtime import fit
 from echoir.runtime.channels import PEAKS, Floats, Route, keeps_pictures, route
-from echoir.runtime.contract import Array, Device, ImageSession, ReadStrip, Session
+from echoir.runtime.contract import Array, Device, ImageSession, IntoSession, ReadStrip, Session
 from echoir.runtime.errors import ArtifactError, ImageError
 from echoir.runtime.guard import check_output, guard
 from echoir.runtime.inputs import Colour, parts
 from echoir.runtime.manifest import Manifest
+from echoir.runtime.scratch import Scratch, Shelf
 from echoir.runtime.sessions import open_model, open_session
 from echoir.runtime.strength import Mixture, check_strength
 from echoir.runtime.tiling import Axis, reflect, tile_axis
@@ -33,7 +34,7 @@ OnTiles = Callable[[int, int], None]
 class Restorer:
     """Restores images of any size with a model of one tile size, or of free sides and so many pixels.
 
-    One restorer may serve several threads: it keeps nothing between calls but its settings::
+    One restorer may serve several threads: it keeps nothing between calls but its settings and idle memory::
 
         with Restorer.open("denoise-fp16.onnx") as restorer:
             clean = restorer(noisy)
@@ -63,6 +64,7 @@ class Restorer:
         self.strength = strength
         tile = manifest.tile
         self.session, self.manifest = session, manifest
+        self._shelf = Shelf()
         self.overlap = tile.overlap if overlap is None else overlap
         self.batch = (tile.batch or 1) if batch is None else batch
         network, sides = manifest.network, (tile.height, tile.width)
@@ -245,12 +247,13 @@ class Restorer:
             return way.packed(rows)
 
         work = self._strips_on_device if isinstance(self.session, ImageSession) else self._strips_here
-        yield from work(read, down, across, way, on_tiles)
+        with self._shelf.borrowed() as scratch:
+            yield from work(read, down, across, way, on_tiles, scratch)
 
     def _strips_here(
-        self, read: ReadStrip, down: Axis, across: Axis, way: Route, on_tiles: OnTiles | None
+        self, read: ReadStrip, down: Axis, across: Axis, way: Route, on_tiles: OnTiles | None, scratch: Scratch
     ) -> Iterator[Array]:
-        """Cut and blended with numpy."""
+        """Cut and blended with numpy; from the second tile on it allocates nothing for a tile."""
         scale, made = way.factor, way.made
         # Sums of weighted tiles, for each pass; row 0 is the first row not yet given out. Pixels and channels share
         # an axis, [passes, rows, W * C], since numpy is slow where the innermost axis is as short as three.
@@ -259,9 +262,9 @@ class Restorer:
         total = len(down.starts) * len(across.starts)
         for i, (y, weights) in enumerate(zip(down.starts, down.weights, strict=True)):
             rows = read(i)
-            for tiles, given in self._cut(rows, across, way, down.tile):
+            for tiles, given in self._cut(rows, across, way, down.tile, scratch):
                 places = [(way.mosaic * y, way.mosaic * across.starts[tile // way.passes]) for tile in tiles]
-                restored = self._run(given, PEAKS[rows.dtype], places)
+                restored = self._run(given, PEAKS[rows.dtype], places, scratch)
                 for tile, output in zip(tiles, restored, strict=True):
                     x = tile // way.passes
                     part = output.reshape(len(output), -1)[: len(weights), : len(weights_across[x])]
@@ -279,7 +282,7 @@ class Restorer:
             sums[:, -finished:] = 0
 
     def _strips_on_device(
-        self, read: ReadStrip, down: Axis, across: Axis, way: Route, on_tiles: OnTiles | None
+        self, read: ReadStrip, down: Axis, across: Axis, way: Route, on_tiles: OnTiles | None, scratch: Scratch
     ) -> Iterator[Array]:
         """The same where the session cuts and blends by itself."""
         assert isinstance(self.session, ImageSession)
@@ -294,9 +297,8 @@ class Restorer:
             for i, strip in enumerate(strips):
                 rows = held.pop(i)
                 for x, value in strip.suspects:
-                    tile = next(
-                        given[x - tiles[0]] for tiles, given in self._cut(rows, across, way, down.tile) if x in tiles
-                    )
+                    cut = self._cut(rows, across, way, down.tile, scratch)
+                    tile = next(given[x - tiles[0]] for tiles, given in cut if x in tiles)
                     output = np.full((1, 1, 1), value, self.manifest.output.dtype)
                     place = (way.mosaic * down.starts[i], way.mosaic * across.starts[x // way.passes])
                     guard(tile, output, PEAKS[rows.dtype], place, self.manifest)
@@ -332,17 +334,20 @@ class Restorer:
         if rows.dtype == np.float32 and not np.isfinite(rows).all():
             raise ImageError("the image holds NaN or infinite pixels")
 
-    def _cut(self, rows: Array, across: Axis, way: Route, tile_height: int) -> Iterator[tuple[range, Array]]:
+    def _cut(
+        self, rows: Array, across: Axis, way: Route, tile_height: int, scratch: Scratch
+    ) -> Iterator[tuple[range, Array]]:
         """Batches of one strip's tiles, [N, tile height, tile width, C] in the image's type, with their numbers.
 
         The passes of a tile follow each other. Where a tile hangs over the image it is extended by its own pixels.
+        Tiles last until the next are asked for.
         """
         height = len(rows)
         below = reflect(height, tile_height)[height:]
         count = len(across.starts) * way.passes
         for first in range(0, count, self.batch):
             numbers = range(first, min(first + self.batch, count))
-            tiles = np.empty((len(numbers), tile_height, across.tile, way.given), rows.dtype)
+            tiles = scratch.take("tiles", (len(numbers), tile_height, across.tile, way.given), rows.dtype)
             for tile, number in zip(tiles, numbers, strict=True):
                 x = number // way.passes
                 part = rows[:, across.starts[x] : across.ends[x]]
@@ -353,19 +358,24 @@ class Restorer:
                 tile[height:] = tile[below]
             yield numbers, tiles
 
-    def _run(self, tiles: Array, peak: int, places: list[tuple[int, int]]) -> Floats:
-        """Tiles through the session: [N, h, w, C] of any type -> float32, 1 being white."""
+    def _run(self, tiles: Array, peak: int, places: list[tuple[int, int]], scratch: Scratch) -> Floats:
+        """Tiles through the session: [N, h, w, C] of any type -> float32, 1 being white; it lasts until the next."""
         source, sink = self.manifest.input, self.manifest.output
         given = tiles if source.layout == "NHWC" else tiles.transpose(0, 3, 1, 2)
         if source.dtype == "uint8":
             given = np.ascontiguousarray(given)
         else:  # a division, since x * (1 / 255) is not x / 255
-            given = np.divide(given, np.float32(peak), dtype=np.float32, order="C")
-        raw = self.session.run(given)
-        check_output(raw, len(tiles), self.manifest)
+            floats = scratch.take("given", given.shape, np.float32)
+            given = np.divide(given, np.float32(peak), out=floats, casting="unsafe")
+        if isinstance(self.session, IntoSession):
+            raw = scratch.take("made", self.manifest.shape("output", len(tiles)), self.manifest.output.dtype)
+            self.session.run_into(given, raw)
+        else:
+            raw = self.session.run(given)
+            check_output(raw, len(tiles), self.manifest)
         restored = raw if sink.layout == "NHWC" else raw.transpose(0, 2, 3, 1)
         for tile, output, place in zip(tiles, restored, places, strict=True):
             guard(tile, output, peak, place, self.manifest)
         white = np.float32(sink.range[1])
         # A copy in any case: the sums weight it in place.
-        return np.divide(restored, white, dtype=np.float32, order="C")
+        return np.divide(restored, white, out=scratch.take("restored", restored.shape, np.float32))
