@@ -21,9 +21,9 @@ def cache_folder(kind: str) -> Path:
 def recall(path: Path) -> bytes | None:
     """A file's content, or None where there is none or it is damaged; it counts as used now."""
     with suppress(OSError):
-        whole = path.read_bytes()
+        with open(path, "rb") as file:
+            digest, content = file.read(_DIGEST), file.read()
         os.utime(path)
-        digest, content = whole[:_DIGEST], whole[_DIGEST:]
         return content if hashlib.sha256(content).digest() == digest else None
     return None
 
