@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from running import Result, echoir
+from test_report import Page
 from torch import Tensor, nn
 
 from echoir.export.declared import Declared
@@ -77,6 +79,16 @@ def test_a_function_goes_through_the_whole_chain(tmp_path: Path, pictures: Path)
     assert parity["figures"]["engine_against_pytorch"]["psnr_min"] > 100
     assert parity["conditions"]["degradation"]["reduced"] == "2 times, bicubic"
     assert restored(tmp_path, pictures / "waves.png").shape == (300, 340, 3)
+    report = Page((tmp_path / "out" / "report.html").read_text())
+    words = re.findall("input|bicubic|PyTorch|engine|truth|difference", report.text.split("Worst first")[1])
+    assert [*dict.fromkeys(words)][:6] == ["engine", "PyTorch", "difference", "input", "bicubic", "truth"]
+    given, bicubic, _, _, truth, _ = (picture.astype(float) for picture in report.images)
+    original = np.asarray(Image.open(pictures / "waves.png"))
+    assert given.shape == bicubic.shape == truth.shape == original.shape
+    assert np.abs(truth - original).mean() < 3  # a lossy picture
+    small = given[::2, ::2]
+    assert np.abs(given - small.repeat(2, 0).repeat(2, 1)).mean() < 3
+    assert np.abs(bicubic - original).mean() < np.abs(given - original).mean()
     again = echoir("parity", tmp_path / "out", "--weights", weights, "--data", pictures)
     assert again.code == 0
 
@@ -263,6 +275,16 @@ def test_a_checkpoint_that_spandrel_knows_goes_through_the_whole_chain(tmp_path:
     assert said == ("RealESRGAN Compact", 2, "RGB", "sr")
     assert set(network["measured"]) == {"scale", "output", "multiple", "phase"}
     assert restored(tmp_path, pictures / "waves.png").shape == (300, 340, 3)
+    report = Page((tmp_path / "out" / "report.html").read_text())
+    words = re.findall("input|bicubic|PyTorch|engine|truth|difference", report.text.split("Worst first")[1])
+    assert [*dict.fromkeys(words)][:6] == ["engine", "PyTorch", "difference", "input", "bicubic", "truth"]
+    given, bicubic, _, _, truth, _ = (picture.astype(float) for picture in report.images)
+    original = np.asarray(Image.open(pictures / "waves.png"))
+    assert given.shape == bicubic.shape == truth.shape == original.shape
+    assert np.abs(truth - original).mean() < 3  # a lossy picture
+    small = given[::2, ::2]
+    assert np.abs(given - small.repeat(2, 0).repeat(2, 1)).mean() < 3
+    assert np.abs(bicubic - original).mean() < np.abs(given - original).mean()
     again = echoir("parity", tmp_path / "out", "--weights", weights, "--data", pictures)
     assert again.code == 0
 
@@ -321,6 +343,16 @@ def test_an_onnx_file_goes_through_the_whole_chain(tmp_path: Path, pictures: Pat
         parity["figures"]["engine_against_pytorch"]["psnr_min"] > 52.5
     )
     assert restored(tmp_path, pictures / "waves.png").shape == (300, 340, 3)
+    report = Page((tmp_path / "out" / "report.html").read_text())
+    words = re.findall("input|bicubic|PyTorch|engine|truth|difference", report.text.split("Worst first")[1])
+    assert [*dict.fromkeys(words)][:6] == ["engine", "PyTorch", "difference", "input", "bicubic", "truth"]
+    given, bicubic, _, _, truth, _ = (picture.astype(float) for picture in report.images)
+    original = np.asarray(Image.open(pictures / "waves.png"))
+    assert given.shape == bicubic.shape == truth.shape == original.shape
+    assert np.abs(truth - original).mean() < 3  # a lossy picture
+    small = given[::2, ::2]
+    assert np.abs(given - small.repeat(2, 0).repeat(2, 1)).mean() < 3
+    assert np.abs(bicubic - original).mean() < np.abs(given - original).mean()
     again = echoir("parity", tmp_path / "out", "--weights", weights, "--data", pictures)
     assert again.code == 0
 

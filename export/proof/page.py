@@ -59,7 +59,7 @@ def exhibit(title: str, note: str, difference: NDArray[np.float32], pictures: Se
     figures = "\n".join(figure(*picture) for picture in [*pictures, (shown, caption)])
     return f"""<div class="exhibit">
 <h3>{escape(title)} <small>{escape(note)}</small></h3>
-<div class="row">
+<div class="row{"" if len(pictures) < 4 else " threes"}">
 {figures}
 </div>
 </div>"""
@@ -206,6 +206,7 @@ section > p, .lead { color: var(--soft); }
   font-variant-numeric: tabular-nums; }
 .card .gate { margin-top: 6px; font-weight: 600; }
 .row { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; }
+.threes { grid-template-columns: repeat(3, 1fr); }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 5px; font-variant-numeric: tabular-nums; }

@@ -164,7 +164,11 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
     )
     window = _around(figures.worst_tile, height, width)
     before, theirs_shown, after = (to_8bit(image)[window] for image in (shown, pytorch, engine))
-    return Exhibit(figures, window, before, theirs_shown, after, (engine - pytorch)[window])
+    enlarged = None
+    if enlargement(network) > 1:
+        repeated = as_output(_floats(given, colour=False), network, _repeated)
+        enlarged = to_8bit(repeated)[window], to_8bit(sample.truth)[window]
+    return Exhibit(figures, window, before, theirs_shown, after, (engine - pytorch)[window], enlarged)
 
 
 def _around(tile: WorstTile, height: int, width: int) -> Window:
@@ -201,16 +205,25 @@ def in_one_piece(source: Source, image: NDArray[np.float32]) -> NDArray[np.float
     return np.repeat(made, 3, axis=2) if made.shape[2] == 1 else made
 
 
-def as_output(image: NDArray[np.float32], network: Descriptor) -> Image:
+def as_output(
+    image: NDArray[np.float32],
+    network: Descriptor,
+    enlarge: Callable[[NDArray[np.float32], int], NDArray[np.float32]] = resize,
+) -> Image:
     """What went in, of the size and with the channels of what comes out: the figure that a network has to beat."""
     if network.input == "RGB pair":
         image = image[..., :3]
     factor = enlargement(network)
     if factor > 1:
-        image = resize(image, factor)
+        image = enlarge(image, factor)
     if network.output == "gray" and image.ndim == 3 and network.input != "gray":
         image = image.mean(axis=2)
     return _floats(image)
+
+
+def _repeated(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Every pixel as a square: what a small picture holds, and no more."""
+    return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def _check_size(sample: Sample, network: Descriptor) -> None:

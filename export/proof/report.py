@@ -28,10 +28,10 @@ def render(report: ParityReport) -> str:
     if (figures := report.figures) is not None:
         sections += [
             page.cards(_cards(figures, report.gate)),
-            _groups(figures),
+            _groups(figures, report.before),
             _pictures(report),
             page.errors(figures.spread),
-            _images(figures),
+            _images(figures, report.before),
             _tiles(report),
         ]
     if report.int8 is not None:
@@ -161,10 +161,10 @@ def _cards(figures: SetFigures, gate: Gate) -> list[tuple[str, str, str, str | N
     return cards
 
 
-def _groups(figures: SetFigures) -> str:
+def _groups(figures: SetFigures, before: str) -> str:
     if len(figures.groups) < 2:
         return ""
-    head = ["form and level", "pictures", "engine to PyTorch, worst", "input", "PyTorch", "engine", "change"]
+    head = ["form and level", "pictures", "engine to PyTorch, worst", before, "PyTorch", "engine", "change"]
     rows = []
     for label, group in figures.groups.items():
         truth = group.truth
@@ -172,9 +172,10 @@ def _groups(figures: SetFigures) -> str:
         rows.append([escape(label), str(len(group.images)), db(group.worst.error.psnr), *values])
     return f"""<section>
 <h2>Forms in which pictures come</h2>
-<p>Pictures as the world delivers them: clipped to 8 bits, gray, as JPEG, as frames of video. Input, PyTorch and
-engine are PSNR against ground truth, means over pictures. What a network makes of a form is its own affair; the
-engine's is to do the same. Clean pictures have no part in the gate on the change: a network can only spoil them.</p>
+<p>Pictures as the world delivers them: clipped to 8 bits, gray, as JPEG, as frames of video.
+{before.capitalize()}, PyTorch and engine are PSNR against ground truth, means over pictures. What a network makes of
+a form is its own affair; the engine's is to do the same. Clean pictures have no part in the gate on the change: a
+network can only spoil them.</p>
 {page.table(head, rows)}
 </section>"""
 
@@ -196,22 +197,23 @@ def _exhibit(exhibit: Exhibit) -> str:
     note = f"{figures.width} × {figures.height}"
     if (rows.stop - rows.start, columns.stop - columns.start) != (figures.height, figures.width):
         note += f", rows {rows.start} to {rows.stop - 1}, columns {columns.start} to {columns.stop - 1}"
-    return page.exhibit(
-        figures.name,
-        f"{note}; engine against PyTorch {db(figures.error.psnr)}",
-        exhibit.difference,
-        [
-            (exhibit.before, f"before, {db(truth.degraded_psnr)}"),
-            (exhibit.pytorch, f"PyTorch, {db(truth.pytorch_psnr)}"),
-            (exhibit.after, f"engine, {db(truth.engine_psnr)}"),
-        ],
-    )
+    before = "before" if exhibit.enlarged is None else "bicubic"
+    pictures = [
+        (exhibit.before, f"{before}, {db(truth.degraded_psnr)}"),
+        (exhibit.pytorch, f"PyTorch, {db(truth.pytorch_psnr)}"),
+        (exhibit.after, f"engine, {db(truth.engine_psnr)}"),
+    ]
+    if exhibit.enlarged is not None:
+        given, original = exhibit.enlarged
+        pictures = [(given, "input"), *pictures, (original, "truth")]
+    note = f"{note}; engine against PyTorch {db(figures.error.psnr)}"
+    return page.exhibit(figures.name, note, exhibit.difference, pictures)
 
 
-def _images(figures: SetFigures) -> str:
+def _images(figures: SetFigures, before: str) -> str:
     head = [
         "picture", "engine to PyTorch", "largest code", "shift R, G, B", "worst tile",
-        "input", "PyTorch", "engine", "change", "SSIM PyTorch", "SSIM engine",
+        before, "PyTorch", "engine", "change", "SSIM PyTorch", "SSIM engine",
     ]  # fmt: skip
     rows = []
     for image in figures.images:
@@ -227,9 +229,9 @@ def _images(figures: SetFigures) -> str:
     ]  # fmt: skip
     return f"""<section>
 <h2>Figures</h2>
-<p>Engine to PyTorch: PSNR before clipping, same tiles, for a peak of 1. Input, PyTorch and engine: PSNR against
-ground truth, RGB in 8-bit after clipping and rounding. The last row pools pixels for the former and is the mean
-over pictures for the latter. The place of a tile is its top row and left column.</p>
+<p>Engine to PyTorch: PSNR before clipping, same tiles, for a peak of 1. {before.capitalize()}, PyTorch and engine:
+PSNR against ground truth, RGB in 8-bit after clipping and rounding. The last row pools pixels for the former and is
+the mean over pictures for the latter. The place of a tile is its top row and left column.</p>
 {page.table(head, rows, total)}
 </section>"""
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoir.export.proof.figures import Image, ImageFigures, SetFigures, Window
+from echoir.fitting import enlargement
 from echoir.runtime.manifest import Manifest
 
 FORMAT = 1
@@ -96,8 +97,10 @@ class Exhibit:
 
     Attributes:
         window: rows and columns of the image.
-        before, pytorch, after: uint8 [h, w, 3]; the degraded input, PyTorch's output and the engine's.
+        before, pytorch, after: uint8 [h, w, 3]; the degraded input, PyTorch's output and the engine's. Of a network
+            that enlarges, `before` is the input enlarged by bicubic interpolation.
         difference: float32 [h, w, 3], engine minus PyTorch.
+        enlarged: the input with its pixels repeated, and the truth, both uint8 [h, w, 3]; None for other networks.
     """
 
     figures: ImageFigures
@@ -106,6 +109,7 @@ class Exhibit:
     pytorch: NDArray[np.uint8]
     after: NDArray[np.uint8]
     difference: Image
+    enlarged: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,11 @@ class ParityReport:
     gate: Gate
     exhibits: tuple[Exhibit, ...]
     int8: dict[str, Any] | None = None
+
+    @property
+    def before(self) -> str:
+        """What stands before the network in figures and pictures, in a word."""
+        return "bicubic" if enlargement(self.manifest.network) > 1 else "input"
 
     @property
     def failures(self) -> list[str]:

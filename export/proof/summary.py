@@ -41,7 +41,7 @@ def lines(report: ParityReport) -> list[str]:
                 rows.append([f"all {label}", db(group.error.psnr), str(group.code_error), *_truth(group.truth)])
         truth = _truth(figures.truth) if len(groups) == 1 else ["-"] * (len(HEAD) - 3)  # a mean of unlike things
         rows.append(["all", db(figures.error.psnr), str(figures.code_error), *truth])
-        text += [*table(HEAD, rows), ""]
+        text += [*table([report.before if name == "input" else name for name in HEAD], rows), ""]
         red, green, blue = figures.channel_shift
         text.append(f"channel shift {signed(red)}, {signed(green)}, {signed(blue)} codes (R, G, B)")
         worst = figures.worst_tile
@@ -54,7 +54,8 @@ def lines(report: ParityReport) -> list[str]:
                 f"tiles against the whole image {db(whole.engine.psnr)} dB (seam band {db(whole.seam.psnr)}, "
                 f"elsewhere {db(whole.elsewhere.psnr)}), {signed(whole.gain_psnr, 3)} dB against ground truth"
             )
-        text += ["", *WORDS[: 4 if whole is not None else 2], ""]
+        words = [line.replace("input", report.before) for line in WORDS[: 4 if whole is not None else 2]]
+        text += ["", *words, ""]
     text += [f"rejected {name}: {reason}" for name, reason in report.rejected]
     text.append(f"gate {'passed' if report.passed else 'FAILED'}: {asked(report.gate)}")
     return text + [f"  {reason}" for reason in report.failures]
