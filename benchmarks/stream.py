@@ -218,7 +218,8 @@ def soak(minutes: float, size: str, warmup: float) -> None:
 @click.option("--size", default="961x541", show_default=True)
 def formats(size: str) -> None:
     """The largest change, in code values, that an identity model makes to random frames of every format."""
-    from echoir.runtime.streams.pixels import FORMATS, Colour, Converter
+    from echoir.runtime.streams.conversion import Converter
+    from echoir.runtime.streams.pixels import FORMATS, Colour
 
     width, height = (int(side) for side in size.split("x"))
     rng = np.random.default_rng(0)

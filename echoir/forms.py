@@ -16,7 +16,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from echoir.metrics import to_8bit
-from echoir.runtime.streams.pixels import FORMATS, Colour, Converter
+from echoir.runtime.streams.conversion import Converter
+from echoir.runtime.streams.pixels import FORMATS, Colour
 
 Pixels = NDArray[np.float32]
 """float32 [H, W, 3] RGB, nominally in [0, 1]."""

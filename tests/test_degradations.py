@@ -21,7 +21,7 @@ from echoir.degradations.filters import separable
 from echoir.degradations.jpeg import Sampling, jpeg
 from echoir.degradations.noise import FAMILIES, Family, Pair, correlated, grayscale, noise, untouched
 from echoir.degradations.rain import rain
-from echoir.runtime.streams.pixels import _widen
+from echoir.runtime.streams.chroma import double_columns
 
 NOISE = noise.__globals__  # the module's names: the function hides it in its package
 
@@ -93,7 +93,7 @@ def test_chroma_is_brought_back_as_the_pixel_code_of_streams_does(
 ) -> None:
     plane = torch.rand(1, 1, rows, columns, generator=torch.Generator().manual_seed(seed))
     wide = np.empty((rows, 2 * columns), np.float32)
-    _widen(plane[0, 0].numpy(), wide, siting != "center")
+    double_columns(plane[0, 0].numpy(), wide, siting != "center")
     np.testing.assert_allclose(double(plane, -1, siting)[0, 0], wide, atol=1e-6)
     np.testing.assert_allclose(double(plane.mT, -2, siting)[0, 0].T, wide, atol=1e-6)
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echoir.runtime.streams.pixels import FORMATS, SHARES, Colour, Converter, Format
+from echoir.runtime.streams.conversion import Converter
+from echoir.runtime.streams.pixels import FORMATS, SHARES, Colour, Format
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIZES = st.integers(1, 70)

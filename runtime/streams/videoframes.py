@@ -13,7 +13,8 @@ import numpy as np
 from echoir.runtime.errors import ImageError
 from echoir.runtime.restorer import Restorer
 from echoir.runtime.streams.carried import Light
-from echoir.runtime.streams.pixels import Colour, Converter, Format, Matrix, Range, Siting
+from echoir.runtime.streams.conversion import Converter
+from echoir.runtime.streams.pixels import Colour, Format, Matrix, Range, Siting
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -105,8 +105,8 @@ class EchoirRestore(GstBase.BaseTransform):
     def do_set_caps(self, caps: Any, out: Any) -> bool:
         """Frames of another size or format: another conversion."""
         try:
+            from echoir.runtime.streams.conversion import Converter
             from echoir.runtime.streams.gstreamer import describe
-            from echoir.runtime.streams.pixels import Converter
             from echoir.runtime.streams.videoframes import resolve_colour
 
             info = describe(caps)
