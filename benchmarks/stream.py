@@ -237,7 +237,7 @@ def formats(size: str) -> None:
             for _ in range(3):
                 start = time.perf_counter()
                 image = converter.image(planes)
-                converter.restore(image, planes, out)
+                converter.restore([image], planes, out)
                 milliseconds.append((time.perf_counter() - start) * 1e3)
             for a, b in zip(*(format.components(p, height, width) for p in (planes, out)), strict=True):
                 worst = max(worst, int(np.abs((a >> format.shift).astype(int) - (b >> format.shift)).max()))

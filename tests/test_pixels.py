@@ -45,7 +45,7 @@ def test_a_model_that_changes_nothing_changes_no_code(
     planes = random_planes(format, height, width, seed, spare=3 * len(format.places))
     out = [np.zeros_like(plane) for plane in planes]
     converter = Converter(format, height, width, colour, eight_bit=eight_bit)
-    converter.restore(converter.image(planes).copy(), planes, out)
+    converter.restore([converter.image(planes).copy()], planes, out)
     assert worst(format, out, planes, height, width) == 0
 
 
@@ -60,7 +60,7 @@ def test_down_is_the_inverse_of_up(name: str, height: int, width: int, seed: int
     other = converter.image(second).copy()
     converter.image(first)
     out = format.empty(height, width)
-    converter.restore(other, first, out)
+    converter.restore([other], first, out)
     # Where a size is odd, the border's chroma has lost a luma sample that the filter would need.
     for component in (1, 2) if format.kind == "yuv" else ():
         for planes in (out, second):
@@ -132,7 +132,7 @@ def test_rgb_is_taken_in_its_order_and_the_fourth_sample_is_kept(name: str) -> N
     for channel, letter in enumerate("rgb"):
         np.testing.assert_array_equal(image[..., channel], pixels[..., order.index(letter)])
     out = format.empty(5, 7)
-    Converter(format, 5, 7, Colour(), eight_bit=True).restore(255 - image, planes, out)
+    Converter(format, 5, 7, Colour(), eight_bit=True).restore([255 - image], planes, out)
     changed = out[0].reshape(5, 7, -1)
     for index, letter in enumerate(order):
         wanted = 255 - pixels[..., index] if letter in "rgb" else pixels[..., index]
@@ -146,7 +146,7 @@ def test_a_change_of_brightness_moves_luma_alone() -> None:
         planes = [plane // 2 for plane in random_planes(format, 30, 40, 3)]
         converter = Converter(format, 30, 40, Colour(), eight_bit=False)
         out = format.empty(30, 40)
-        converter.restore(converter.image(planes) + np.float32(0.1), planes, out)
+        converter.restore([converter.image(planes) + np.float32(0.1)], planes, out)
         for index, (a, b) in enumerate(
             zip(format.components(out, 30, 40), format.components(planes, 30, 40), strict=True)
         ):
@@ -161,5 +161,60 @@ def test_ten_bits_keep_their_depth_through_an_eight_bit_model() -> None:
     image = converter.image(planes)
     assert image.dtype == np.uint8
     out = format.empty(16, 16)
-    converter.restore(np.where(image < 255, image + 1, image).astype(np.uint8), planes, out)
+    converter.restore([np.where(image < 255, image + 1, image).astype(np.uint8)], planes, out)
     assert len(np.unique(out[0])) > 100, "codes between those of 8 bits"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=10, deadline=None)
+@given(
+    size=st.tuples(SIZES, SIZES),
+    scale=st.integers(2, 4),
+    step=st.integers(1, 80),
+    seed=st.integers(0, 99),
+    colour=COLOURS,
+    eight_bit=st.booleans(),
+)
+def test_an_even_frame_has_the_same_codes_when_it_is_larger(
+    name: str, size: tuple[int, int], scale: int, step: int, seed: int, colour: Colour, eight_bit: bool
+) -> None:
+    """Of every pixel alike, in codes that RGB can hold, at any size, in strips of any height."""
+    format, deep, rng = FORMATS[name], FORMATS[name].depth - 8, np.random.default_rng(seed)
+    codes = rng.integers(100, 150, len(format.places)) << deep
+    if format.kind != "rgb" and eight_bit:
+        codes = codes >> deep << deep
+    planes, out = format.empty(*size), format.empty(scale * size[0], scale * size[1])
+    for view, code in zip(format.components(planes, *size), codes, strict=True):
+        view[...] = code << format.shift
+    converter = Converter(format, *size, colour, eight_bit=eight_bit, scale=scale)
+    large = converter.image(planes).repeat(scale, 0).repeat(scale, 1)
+    converter.restore([large[start : start + step] for start in range(0, len(large), step)], planes, out)
+    worst = (2 << deep) if eight_bit else 0  # codes: pixels are rounded, and chroma is up to twice their difference
+    views = format.components(out, scale * size[0], scale * size[1])
+    fourth = 255 if format.kind == "rgb" and not format.alpha else codes[-1]
+    for component, view in enumerate(views):
+        wanted = fourth if component == 3 else codes[component]
+        assert np.abs((view >> format.shift).astype(int) - wanted).max() <= (0 if format.kind == "rgb" else worst)
+
+
+@pytest.mark.parametrize(("siting", "x", "y"), [("left", 0, 0.5), ("center", 0.5, 0.5), ("topleft", 0, 0)])
+@pytest.mark.parametrize("name", ["yuv420p10le", "p010le", "yuv422p10le"])
+def test_chroma_of_a_larger_frame_is_what_lies_at_its_sites(name: str, siting: Any, x: float, y: float) -> None:
+    """Red rises linearly over the large picture: so does its share of chroma, sampled at the sites of that picture."""
+    format, height, width, scale = FORMATS[name], 20, 30, 2
+    planes, out = format.empty(height, width), format.empty(scale * height, scale * width)
+    for plane in planes:
+        plane[...] = 512 << format.shift
+    converter = Converter(format, height, width, Colour("bt709", "full", siting), eight_bit=False, scale=scale)
+    converter.image(planes)
+    rows, columns = np.mgrid[: scale * height, : scale * width]
+    large = np.full((scale * height, scale * width, 3), 0.5, np.float32)
+    large[..., 0] += (4 * columns + 2 * rows - 150) / 1023
+    converter.restore([large], planes, out)
+    red = format.components(out, scale * height, scale * width)[2] >> format.shift
+    rows, columns = np.mgrid[: red.shape[0], : red.shape[1]]
+    if format.shared[1]:
+        rows = 2 * rows + y
+    risen = 4 * (2 * columns + x) + 2 * rows - 150
+    inside = np.s_[2:-2, 2:-2]
+    np.testing.assert_allclose(red[inside], (512 + 0.5 * risen)[inside], atol=1.01)

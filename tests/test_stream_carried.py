@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import make_artifact
 from probing import PICTURE, X264, ffmpeg, ffprobe, film_of, needs_ffmpeg, times_of
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.restorer import Restorer
 
 av = pytest.importorskip("av", reason="needs PyAV (pip install '.[video]')")
@@ -111,8 +113,12 @@ def test_captions_stay_or_are_told(identity: Artifact, tmp_path: Path) -> None:
     assert kind in beside(source)
     restored(source, tmp_path / "out.mp4", identity)
     assert kind in beside(tmp_path / "out.mp4")
-    said = restored(source, tmp_path / "out.mkv", identity, "--encoder", "ffv1")
-    assert said.count("left out: closed captions (A/53), which ffv1 does not take") == 1
+    twice = make_artifact(tmp_path, "twice", network=Descriptor("Repeat", "sr", 1, scale=2))
+    restored(source, tmp_path / "large.mp4", twice)
+    assert kind in beside(tmp_path / "large.mp4")
+    for number, model in enumerate((identity, twice)):
+        said = restored(source, tmp_path / f"{number}.mkv", model, "--encoder", "ffv1")
+        assert said.count("left out: closed captions (A/53), which ffv1 does not take") == 1
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from echoir.runtime.streams.endpoints import Raw, Wishes
     from echoir.runtime.streams.pipeline import Counters, Policy, Stream
     from echoir.runtime.streams.pixels import Colour, Matrix, Range, Siting
-    from echoir.runtime.streams.videoframes import Sink, Source, VideoFrame
+    from echoir.runtime.streams.videoframes import Sink, Source, StreamInfo, VideoFrame
 
 REPORT = 0.5  # seconds between updates of the counters on the terminal
 
@@ -78,6 +78,7 @@ _pixel_options = _groups(
     click.option("--range", "range_", type=click.Choice(["limited", "full"]), help="Range of codes. [default: alike]"),
     click.option("--deinterlace", is_flag=True, help="Make whole frames of interlaced ones (FFmpeg's bwdif)."),
     click.option("--siting", type=click.Choice(["left", "center", "topleft"]), help="Of chroma. [default: alike]"),
+    click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger frames. [default: 500000000]"),
 )
 _sink_options = _groups(
     click.option(
@@ -137,6 +138,7 @@ def stream(
     matrix: Matrix | None,
     range_: Range | None,
     siting: Siting | None,
+    max_pixels: int | None,
     log_json: bool,
     quiet: bool,
     **wishes: Any,
@@ -153,21 +155,31 @@ def stream(
     Without a deadline every frame is restored and goes out in order. With --deadline the source is never
     kept waiting, and --policy says what becomes of frames that the model is too slow for; counters tell.
 
+    A model that enlarges makes a larger film of it, where no frame can pass unrestored.
+
     The first SIGINT or SIGTERM finishes the file. A file made from a file can be resumed by the same command.
     """
     import os
 
     if sink == "-" and os.isatty(1):
         raise click.UsageError("standard output is a terminal: pipe it into a program or a file")
-    from echoir.runtime.channels import keeps_pictures
+    from echoir.runtime.output import displayable
+    from echoir.runtime.streams.restoring import UnfitError
 
     wanted = _wishes(source, **wishes)
     settings: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "strength": strength}
     with open_restorer(model, device, quiet=quiet or log_json, **settings) as restorer:
-        if not keeps_pictures(network := restorer.manifest.network):
-            raise click.UsageError(f"{network.name} changes a picture's size or channels, and a stream keeps them")
+        network = restorer.manifest.network
+        if deadline is not None and policy == "pass" and network.scale != 1:
+            raise click.UsageError(
+                f"{network.name} enlarges {network.scale} times, so that no frame can pass unrestored; "
+                "with --deadline say --policy drop or slow"
+            )
         run = _Run(restorer, source, sink, wanted, deadline and deadline / 1e3, policy, queue, realtime)
-        code = run((matrix, range_, siting), log_json, quiet)
+        try:
+            code = run((matrix, range_, siting), max_pixels, log_json, quiet)
+        except UnfitError as error:
+            raise click.UsageError(displayable(error)) from None
     if code:
         ctx.exit(code)
 
@@ -227,16 +239,23 @@ class _Run:
         self.notes.append(message)
 
     def __call__(
-        self, overrides: tuple[Matrix | None, Range | None, Siting | None], log_json: bool, quiet: bool
+        self,
+        overrides: tuple[Matrix | None, Range | None, Siting | None],
+        max_pixels: int | None,
+        log_json: bool,
+        quiet: bool,
     ) -> int:
-        """Returns the exit code, or raises an error of the project's."""
+        """Returns the exit code, or raises an error of the project's, or UnfitError."""
         from contextlib import ExitStack
 
+        from echoir.runtime.errors import ImageError
         from echoir.runtime.forms import form_of_frames, warning
+        from echoir.runtime.images import MAX_PIXELS
         from echoir.runtime.progress import Progress
         from echoir.runtime.streams.endpoints import open_source
         from echoir.runtime.streams.pipeline import Stream
-        from echoir.runtime.streams.videoframes import FrameRestorer, resolve_colour
+        from echoir.runtime.streams.restoring import FrameRestorer, becomes
+        from echoir.runtime.streams.videoframes import resolve_colour
 
         with ExitStack() as stack:
             source = open_source(self.source_name, self.wishes, lambda message: self.note(message))
@@ -244,8 +263,12 @@ class _Run:
             closing_source = stack.enter_context(ExitStack())
             closing_source.callback(source.close)
             info = source.info
+            if info.width * info.height > (most := max_pixels or MAX_PIXELS):
+                size = f"{info.width} x {info.height}"
+                raise ImageError(f"frames of {self.source_name} are {size}, more than {most} pixels (--max-pixels)")
             colour, assumed = resolve_colour(info, matrix=overrides[0], range=overrides[1], siting=overrides[2])
-            sink = self._open_sink(source, colour)
+            made = becomes(info, colour, self.restorer.manifest.network)
+            sink = self._open_sink(source, made, colour)
             stack.callback(sink.close)
             done: int = getattr(sink, "done", 0)
             work = FrameRestorer(self.restorer, info, colour, source, sink)
@@ -261,7 +284,7 @@ class _Run:
                 Progress("stream", info.frames, "frames", done=done, log_json=log_json, quiet=quiet) as progress,
                 _signals(self, stream),
             ):
-                self._introduce(source, colour, [*assumed, *filter(None, [unknown])], done, quiet, progress)
+                self._introduce(source, made, colour, [*assumed, *filter(None, [unknown])], done, quiet, progress)
                 try:
                     self._write(stream, source, sink, progress)
                 finally:
@@ -276,7 +299,7 @@ class _Run:
                 return 128 + self.signal
         return 0
 
-    def _open_sink(self, source: Source, colour: Colour) -> Sink:
+    def _open_sink(self, source: Source, made: StreamInfo, colour: Colour) -> Sink:
         from echoir.runtime.streams.endpoints import fingerprint, open_sink
 
         identity = None
@@ -290,11 +313,18 @@ class _Run:
                 "deinterlace": self.wishes.deinterlace,
             }
         return open_sink(
-            self.sink_name, self.source_name, source, self.wishes, lambda message: self.note(message), identity
+            self.sink_name, self.source_name, source, made, self.wishes, lambda message: self.note(message), identity
         )
 
     def _introduce(
-        self, source: Source, colour: Colour, assumed: list[str], done: int, quiet: bool, progress: Progress
+        self,
+        source: Source,
+        made: StreamInfo,
+        colour: Colour,
+        assumed: list[str],
+        done: int,
+        quiet: bool,
+        progress: Progress,
     ) -> None:
         """Say what comes in and what was assumed about it, and from now on say things at once."""
         if not quiet:
@@ -304,7 +334,9 @@ class _Run:
                 meant += [f"{colour.range} range"] + (
                     [f"chroma {colour.siting}"] if info.format.shared != (0, 0) else []
                 )
-            self.notes = ["; ".join([str(info), *([", ".join(meant)] if meant else [])]), *assumed, *self.notes]
+            larger = [f"becomes {made.width} x {made.height}"] if made.width != info.width else []
+            said = "; ".join([str(info), *([", ".join(meant)] if meant else []), *larger])
+            self.notes = [said, *assumed, *self.notes]
             if done:
                 self.notes.append(f"resuming after {done} frames that are done")
             if source.live and self.deadline is None:
@@ -322,8 +354,15 @@ class _Run:
         from echoir.runtime.streams.endpoints import in_real_time
 
         frames = islice(source.frames(), done, None)
+        scale = self.restorer.manifest.network.scale
         try:
-            yield from in_real_time(frames, source.info.time_base) if self.realtime else frames
+            for frame in in_real_time(frames, source.info.time_base) if self.realtime else frames:
+                if scale != 1 and frame.interlaced:
+                    raise ImageError(
+                        f"{self.source_name} has become interlaced, which cannot be enlarged {scale} times; "
+                        "start again with --deinterlace, which leaves whole frames as they are"
+                    )
+                yield frame
         except ImageError as error:
             self.failure = error
 

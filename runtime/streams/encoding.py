@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echoir.runtime.errors import ImageError
-from echoir.runtime.streams.carried import INTERLACED
+from echoir.runtime.streams.carried import BESIDE, INTERLACED
 from echoir.runtime.streams.demuxing import pyav
 from echoir.runtime.streams.pixels import FORMATS
 from echoir.runtime.streams.video import planes_of
@@ -117,7 +117,21 @@ class Encoder:
         frame.duration = duration or 0
         frame.pict_type = 0  # the encoder's own choice, not what the frame was before
         self._frames += 1
-        self._mux(self.stream.encode(frame))
+        try:
+            packets = self.stream.encode(frame)
+        except pyav().error.FFmpegError as error:
+            if self._frames > 1:
+                raise
+            raise ImageError(self._refusal(error)) from error
+        self._mux(packets)
+
+    def _refusal(self, error: Any) -> str:
+        """An encoder opens with its first frame, and says what it does not take in FFmpeg's log."""
+        info = self._info
+        cause = error.log[2].strip() if error.log else error.strerror
+        odd = FORMATS[self._pixels].shared != (0, 0) and (info.width % 2 or info.height % 2)
+        hint = "; where chroma is halved, ffv1 (in .mkv) and libvpx-vp9 take odd sides" if odd else ""
+        return f"{self.stream.codec_context.name} takes no {info.width} x {info.height} {self._pixels}: {cause}{hint}"
 
     def flush(self) -> None:
         """Write what the encoder still holds."""
@@ -155,20 +169,29 @@ def encoder_pixels(info: StreamInfo, encoding: Encoding, note: Callable[[str], N
     for name in [own, info.format.name, *(FOR_RGB if info.format.kind == "rgb" else STAND_INS.get(own, []))]:
         if not taken or name in taken:
             if info.format.kind == "rgb" and FORMATS[name].kind != "rgb":
-                alpha = ", without their alpha channel" if info.format.name in ("rgba", "bgra") else ""
+                alpha = ", without their alpha channel" if info.format.alpha else ""
                 note(f"{encoding.encoder} takes no RGB: frames become {name}, bt709, limited range{alpha}")
             return name
     raise ImageError(f"the encoder {encoding.encoder} does not take {own} (it takes {', '.join(taken)})")
 
 
 def blank_frame(info: StreamInfo, like: VideoFrame | None = None) -> VideoFrame:
-    """A frame in PyAV's memory, to be filled: ``like`` itself if it lies there, for what else is in it."""
+    """A frame in PyAV's memory, to be filled: ``like`` itself, if it lies there in this size, for what else is in it.
+
+    Of one that is to become larger, what lies beside its pixels comes along.
+    """
     av = pyav()
-    if like is not None and isinstance(like.owner, av.VideoFrame):
-        like.owner.make_writable()  # a copy, where the decoder still looks at it
-        like.planes = planes_of(like.owner)
+    own = None if like is None else like.owner
+    if like is not None and isinstance(own, av.VideoFrame) and (own.width, own.height) == (info.width, info.height):
+        own.make_writable()  # a copy, where the decoder still looks at it
+        like.planes = planes_of(own)
         return like
-    frame = av.VideoFrame(info.width, info.height, info.format.name)
+    if isinstance(own, av.VideoFrame) and any(kind in own.side_data for kind in BESIDE):
+        frame = own.reformat(info.width, info.height, interpolation="POINT")  # there is no other way to copy it
+    else:
+        frame = av.VideoFrame(info.width, info.height, info.format.name)
+    # Else FFmpeg would make limited codes of full ones where it puts them into a format of another name.
+    frame.color_range = _RANGES[info.tags.range]
     return VideoFrame(planes_of(frame), owner=frame)
 
 

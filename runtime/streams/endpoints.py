@@ -13,7 +13,7 @@ from typing import Any, Literal
 import click
 
 from echoir.runtime.errors import ImageError
-from echoir.runtime.streams.rawvideo import NullSink, PipeSink, PipeSource, open_raw, open_y4m, y4m_header
+from echoir.runtime.streams.rawvideo import NullSink, PipeSink, PipeSource, open_raw, open_y4m, resized, y4m_header
 from echoir.runtime.streams.videoframes import Sink, Source, StreamInfo, VideoFrame
 
 Note = Callable[[str], None]
@@ -96,21 +96,27 @@ def open_source(name: str, wishes: Wishes, note: Note) -> Source:
 
 
 def open_sink(
-    name: str, source_name: str, source: Source, wishes: Wishes, note: Note, identity: dict[str, Any] | None
+    name: str,
+    source_name: str,
+    source: Source,
+    info: StreamInfo,
+    wishes: Wishes,
+    note: Note,
+    identity: dict[str, Any] | None,
 ) -> Sink:
     """Open a sink: ``-``, ``null``, a GStreamer pipeline, or a file.
 
     Args:
+        info: of the frames that it is given; the source's, or larger.
         identity: what the frames depend on, if a run into a file may be resumed; None starts anew.
 
     Raises:
         ImageError: it cannot be written.
         BackendError: the library for it is not here.
     """
-    info = source.info
     if name == "null":
         return NullSink(info)
-    header = _pipe_header(source, wishes) if name == "-" else None
+    header = _pipe_header(source, info, wishes) if name == "-" else None
     if (name == "-" or is_pipeline(name)) and not isinstance(source, PipeSource):
         from echoir.runtime.streams.companions import left_behind
         from echoir.runtime.streams.containers import left_out
@@ -156,13 +162,13 @@ def open_sink(
     )
 
 
-def _pipe_header(source: Source, wishes: Wishes) -> bytes | None:
+def _pipe_header(source: Source, info: StreamInfo, wishes: Wishes) -> bytes | None:
     """The YUV4MPEG2 header for standard output, or None for raw frames."""
     header = source.header if isinstance(source, PipeSource) else None
     raw_in = isinstance(source, PipeSource) and header is None
     if wishes.output_format == "raw" or (wishes.output_format is None and raw_in):
         return None
-    return header or y4m_header(source.info)
+    return resized(header, info) if header else y4m_header(info)
 
 
 class ReturningSource:

@@ -71,6 +71,16 @@ class Format:
         """The largest code."""
         return (1 << self.depth) - 1
 
+    @property
+    def alpha(self) -> bool:
+        """Whether the sample beside R, G and B says how opaque a pixel is; else it says nothing."""
+        return self.name in ("rgba", "bgra")
+
+    @property
+    def channels(self) -> int:
+        """Of the pixels that a model is given: 1 gray, 3 RGB."""
+        return 1 if self.kind == "gray" else 3
+
     def size(self, component: int, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a component in a picture of this size (half a chroma sample counts as one)."""
         if component == 0 or self.kind != "yuv":

@@ -1,7 +1,7 @@
 """Frames through pipes: raw planes one after another, and YUV4MPEG2 with its header.
 
 YUV4MPEG2 as the manual of mjpegtools, yuv4mpeg(5), has it, with FFmpeg's names for more than 8 bits and its
-``XCOLORRANGE``. The header goes out as it came in.
+``XCOLORRANGE``. The header goes out as it came in, but for the size of frames that were enlarged.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def open_raw(width: int, height: int, format: str, rate: Fraction | None, descri
         raise ImageError(f"unknown pixel format {format}; known are {', '.join(FORMATS)}")
     _check_size(width, height)
     time_base = 1 / rate if rate else Fraction(1, 25)
-    return PipeSource(
-        _open(descriptor), StreamInfo(width, height, FORMATS[format], rate=rate, time_base=time_base), None
-    )
+    tags = Tags(range="full" if format.startswith("yuvj") else None)
+    info = StreamInfo(width, height, FORMATS[format], tags=tags, rate=rate, time_base=time_base)
+    return PipeSource(_open(descriptor), info, None)
 
 
 def open_y4m(descriptor: int = 0) -> PipeSource:
@@ -161,10 +161,15 @@ def y4m_header(info: StreamInfo) -> bytes:
     order = {None: "p", "top": "t", "bottom": "b"}[info.fields]
     words = [f"W{info.width} H{info.height} F{rate.numerator}:{rate.denominator} I{order}"]
     words.append(f"A{aspect.numerator}:{aspect.denominator if aspect else 0} C{space}")
-    said = info.tags.range or ("full" if "yuvj" in info.format.name else None)
-    if said is not None:
-        words.append(f"XCOLORRANGE={said.upper()}")
+    if info.tags.range is not None:
+        words.append(f"XCOLORRANGE={info.tags.range.upper()}")
     return b" ".join([MAGIC, *(word.encode() for word in words)])
+
+
+def resized(header: bytes, info: StreamInfo) -> bytes:
+    """A YUV4MPEG2 header for frames of this size, and alike in all else."""
+    sides = {b"W": b"W%d" % info.width, b"H": b"H%d" % info.height}
+    return b" ".join(sides.get(word[:1], word) for word in header.split(b" "))
 
 
 class PipeSink:

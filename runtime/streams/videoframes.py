@@ -11,9 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from echoir.runtime.errors import ImageError
-from echoir.runtime.restorer import Restorer
 from echoir.runtime.streams.carried import Light
-from echoir.runtime.streams.conversion import Converter
 from echoir.runtime.streams.pixels import Colour, Format, Matrix, Range, Siting
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -189,7 +187,7 @@ def resolve_colour(
         matrix = "bt601" if info.height <= 576 else "bt709"
         notes.append(f"the stream does not say its colour matrix: taken for {matrix} by its height (--matrix)")
     if range is None and info.tags.range is None:
-        range = "full" if info.format.kind == "gray" or info.format.name.startswith("yuvj") else "limited"
+        range = "full" if info.format.kind == "gray" else "limited"
         notes.append(f"the stream does not say its range: taken for {range} (--range)")
     if siting is None and info.tags.siting is None:
         siting, norm = info.siting_norm
@@ -197,42 +195,3 @@ def resolve_colour(
             notes.append(f"the stream does not say where chroma is sited: {siting}, {norm} (--siting)")
     settled = matrix or told or "bt709", range or info.tags.range or "limited", siting or info.tags.siting or "left"
     return Colour(*settled), notes
-
-
-class FrameRestorer:
-    """A frame in, a restored frame out; for one stream and one thread.
-
-    The two fields of an interlaced frame are pictures of two moments, and each is restored by itself.
-    """
-
-    def __init__(self, restorer: Restorer, info: StreamInfo, colour: Colour, source: Source, sink: Sink) -> None:
-        self._eight_bit = restorer.manifest.input.dtype == "uint8"
-        self._restorer, self._source, self._sink = restorer, source, sink
-        self._info, self._colour = info, colour
-        self._converters: dict[int, Converter] = {}  # by height: of frames, and of fields
-        self._restored: dict[int, Array] = {}
-
-    def __call__(self, frame: VideoFrame) -> VideoFrame:
-        """Restore into a frame of the sink's, and give the source its own back."""
-        height, out = self._info.height, self._sink.blank(frame)
-        whole = height % 4 if self._info.format.shared[1] else height % 2  # rows that fields do not share evenly
-        if frame.interlaced and not whole:
-            for field in (slice(0, None, 2), slice(1, None, 2)):
-                self._restore(height // 2, [p[field] for p in frame.planes], [p[field] for p in out.planes])
-        else:
-            self._restore(height, frame.planes, out.planes)
-        out.pts, out.duration = frame.pts, frame.duration
-        if out is not frame:
-            self._source.give_back(frame)
-        return out
-
-    def _restore(self, height: int, planes: list[Array], out: list[Array]) -> None:
-        converter = self._converters.get(height)
-        if converter is None:
-            converter = Converter(self._info.format, height, self._info.width, self._colour, eight_bit=self._eight_bit)
-            self._converters[height] = converter
-        image = converter.image(planes)
-        if height not in self._restored:
-            self._restored[height] = np.empty_like(image, order="C", subok=False)
-        self._restorer(image, out=self._restored[height])
-        converter.restore(self._restored[height], planes, out)
