@@ -12,10 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from builders import make_artifact
 from probing import needs_ffmpeg, times_of
 
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.streams.gstreamer import NAMES, plugin_path
 
 DEBIAN = "/usr/lib/python3/dist-packages"
@@ -275,3 +278,82 @@ pipeline.set_state(Gst.State.NULL)
         assert b"AttributeError" not in done.stderr
         assert counts["frames"] == 10 == counts["restored"] + counts[counted]
         assert counts[counted] >= 9  # the first may be as old as the clock
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact that repeats pixels."""
+    network = Descriptor("Repeat", "sr", 1, scale=2)
+    return make_artifact(tmp_path_factory.mktemp("twice"), network=network).model_path
+
+
+@pytest.mark.parametrize("name", ["GRAY8", "RGB", "Y444"])
+def test_the_element_gives_larger_frames(
+    name: str, loader: dict[str, str], identity: Artifact, twice: Path, tmp_path: Path
+) -> None:
+    """Of every pixel four alike; sizes are found on both of its sides."""
+    text = f"videotestsrc num-buffers=3 ! {WITH},format={name}"
+    before = np.frombuffer(frames_of(loader, text, tmp_path / "alone"), np.uint8)
+    caps = f"video/x-raw,format={name},width=96,height=72,framerate=30/1"
+    after = frames_of(loader, f"{text} ! echoirrestore artifact={twice} ! {caps}", tmp_path / "ours")
+    planes, samples = (3, 1) if name == "Y444" else (1, 3 if name == "RGB" else 1)
+    wanted = before.reshape(3, planes, 36, 48, samples).repeat(2, 2).repeat(2, 3)
+    found = np.frombuffer(after, np.uint8).reshape(wanted.shape)
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_the_size_behind_the_element_settles_that_before_it(
+    loader: dict[str, str], twice: Path, tmp_path: Path
+) -> None:
+    text = f"videotestsrc num-buffers=1 ! echoirrestore artifact={twice} ! video/x-raw,format=GRAY8"
+    assert len(frames_of(loader, f"{text},width=80,height=60", tmp_path / "even")) == 80 * 60
+    assert launch(loader, f"{text},width=81,height=60 ! fakesink").returncode != 0
+    either = f"{text},width=(int){{81,84}},height=(int)[41,43]"
+    assert len(frames_of(loader, either, tmp_path / "either")) == 84 * 42
+
+
+def test_larger_frames_of_the_element_are_of_the_colours_that_smaller_ones_were_taken_for(
+    loader: dict[str, str], twice: Path
+) -> None:
+    """Downstream would take 720 lines that say nothing for BT.709."""
+    silent = "video/x-raw,format=I420,width=64,height=360,framerate=30/1"
+    text = f"videotestsrc num-buffers=1 ! {silent} ! capssetter replace=true caps={silent}"
+    done = run(loader, "gst-launch-1.0", "-v", *f"{text} ! echoirrestore artifact={twice} ! fakesink name=end".split())
+    (line,) = {line for line in done.stdout.decode().splitlines() if "end.GstPad:sink: caps" in line}
+    assert "width=(int)128, height=(int)720" in line
+    assert "colorimetry=(string)bt601" in line
+
+
+@pytest.mark.parametrize(
+    ("caps", "properties", "message"),
+    [
+        ("format=I420", "deadline=50", "enlarges 2 times, so that no frame can pass unrestored"),
+        ("format=I420,interlace-mode=interleaved", "", "which the two fields of interlaced frames do not take"),
+    ],
+)
+def test_what_cannot_be_enlarged_is_an_error_on_the_bus(
+    caps: str, properties: str, message: str, loader: dict[str, str], twice: Path
+) -> None:
+    text = f"videotestsrc num-buffers=3 ! {WITH} ! capssetter caps=video/x-raw,{caps}"
+    done = launch(loader, f"{text} ! echoirrestore artifact={twice} {properties} ! fakesink")
+    assert done.returncode != 0
+    assert message in done.stderr.decode()
+
+
+def test_late_frames_are_dropped_by_an_element_that_enlarges(loader: dict[str, str], twice: Path) -> None:
+    text = f"videotestsrc is-live=true num-buffers=5 ! {WITH},format=GRAY8"
+    late = "deadline=0.001 policy=drop"
+    done = launch(loader, f"{text} ! echoirrestore artifact={twice} {late} ! filesink location=/dev/stdout")
+    assert done.returncode == 0
+    assert len(done.stdout) in (0, 96 * 72), "the first may be as old as the clock"
+
+
+def test_pipelines_on_both_sides_of_a_stream_that_grows(
+    environment: dict[str, str], twice: Path, tmp_path: Path
+) -> None:
+    text = f"videotestsrc num-buffers=3 ! {WITH},format=GRAY8"
+    sink = f"gst:video/x-raw,width=96,height=72 ! filesink location={tmp_path}/out"
+    assert stream(environment, text, sink, "-m", twice).returncode == 0
+    before = np.frombuffer(frames_of(environment, text, tmp_path / "alone"), np.uint8).reshape(3, 36, 48)
+    after = np.frombuffer((tmp_path / "out").read_bytes(), np.uint8).reshape(3, 72, 96)
+    assert np.abs(after.astype(int) - before.repeat(2, 1).repeat(2, 2)).max() <= 1

@@ -77,7 +77,8 @@ class PlanesRestorer:
     """
 
     def __init__(self, restorer: Restorer, format: Format, width: int, colour: Colour) -> None:
-        self._restorer, self._format, self._width, self._colour = restorer, format, width, colour
+        self.format = format
+        self._restorer, self._width, self._colour = restorer, width, colour
         self._converters: dict[int, Converter] = {}  # by height: of frames, and of fields
         self._restored: dict[int, Array] = {}
 
@@ -91,7 +92,7 @@ class PlanesRestorer:
         if (converter := self._converters.get(height)) is None:
             manifest = self._restorer.manifest
             converter = self._converters[height] = Converter(
-                self._format,
+                self.format,
                 height,
                 self._width,
                 self._colour,
@@ -106,7 +107,7 @@ class PlanesRestorer:
             converter.restore([self._restored[height]], planes, out)
         else:  # strip by strip: the whole would be large
             strips = self._restorer.strips(
-                lambda y0, y1: image[y0:y1], height, self._width, channels=self._format.channels
+                lambda y0, y1: image[y0:y1], height, self._width, channels=self.format.channels
             )
             converter.restore(strips, planes, out)
 
