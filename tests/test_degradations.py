@@ -221,6 +221,17 @@ def test_a_cameras_processing_leaves_less_of_noise_in_colour_than_in_luma() -> N
     assert kept[:, 0].max() > 1.1, "luma is, at times"
 
 
+def test_a_cameras_processing_leaves_blotches_and_takes_what_is_fine() -> None:
+    place = torch.arange(64.0)
+    wave = {step: torch.cos(2 * torch.pi * place / step).expand(1, 3, 64, 64) / 50 for step in (2, 64)}
+    kept = {
+        step: to_ycc(_processed(one.repeat(48, 1, 1, 1), Draw((0,))))[:, 0].std((1, 2)) for step, one in wave.items()
+    }
+    shares = {step: kept[step] / to_ycc(wave[step])[0, 0].std() for step in wave}
+    torch.testing.assert_close(shares[64], torch.ones(48), atol=0.02, rtol=0)
+    assert shares[2].min() < 0.2
+
+
 @given(st.integers(1, 3), st.integers(9, 14), st.integers(9, 14))
 def test_separable_filters_are_those_of_each_plane(count: int, height: int, width: int) -> None:
     generator = torch.Generator().manual_seed(height * width)

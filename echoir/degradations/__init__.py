@@ -60,7 +60,7 @@ def unchanged(clean: Tensor, draw: Draw) -> Pair:
 
 TASKS: dict[str, Task] = {
     "denoise": Task(noise, name="denoise", forms=tuple(FORMS)),
-    "realnoise": Task(camera_and_other_noise, margin=6, name="realnoise", forms=tuple(FORMS)),
+    "realnoise": Task(camera_and_other_noise, margin=10, name="realnoise", forms=tuple(FORMS)),
     "derain": Task(rain, turns=False, layered=rained_on, luma=True, name="derain"),
     "deblur": Task(motion_blur, margin=LONGEST // 2 + 1, name="deblur"),
     "sr": Task(unchanged, margin=12, name="sr"),  # what a stretched cubic reaches; a multiple of 2, 3 and 4

@@ -29,8 +29,7 @@ def camera_noise(clean: Tensor, draw: Draw) -> Pair:
     The picture is first taken back to the sensor (the inverse of those steps), as Brooks et al. do.
     What the camera makes of the noisy sensor is compared with what it makes of the noiseless one,
     and only the difference is added: the blur of demosaicking is no noise. Half of it is then processed as cameras
-    process their pictures. Two thirds of the results
-    go through JPEG, all are rounded to 8 bits.
+    process their pictures. Two thirds of the results go through JPEG, all are rounded to 8 bits.
     """
     n = len(clean)
     gains = torch.cat(
