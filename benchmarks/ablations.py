@@ -1,8 +1,10 @@
 """The paper's Tables 4 and 6 in small: what guides the upsampler, and how the network is trained.
 
-    python benchmarks/ablations.py --data DIR [--table strategy|upsampler] [--seeds 3] [--steps 400] -o runs/ablations
+    python benchmarks/ablations.py --data DIR [--table strategy|upsampler] [--seeds 3] [--steps 400]
+        [--start denoise] -o runs/ablations
 
-Every arm trains ``tiny`` for blind Gaussian denoising on the same crops from the same weights, seed by seed.
+Every arm trains ``tiny`` for denoising on the same crops from the same weights, seed by seed: random ones, or those of a
+checkpoint.
 A step of AS-BLO costs three forward-backward passes and one forward pass, counted as 10/3: the arms of equal passes
 take that many more steps, or as many more as their own step is cheaper. PSNR is that of held-out pictures at
 sigma 25, averaged weights, in dB.
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from echoir.checkpoint import load_checkpoint
 from echoir.data import list_pictures
 from echoir.journal import read_csv
 from echoir.recipe import BiLevel, Recipe, Stage
@@ -55,7 +58,7 @@ def train(arguments: argparse.Namespace, strategy: str, share: float, switches: 
             warmup=min(50, steps // 4),
             ema=0.98,
             seed=seed,
-            holdout=24,
+            holdout=arguments.holdout,
             validate_every=steps,
             checkpoint_every=50,
             autocast=True,
@@ -63,7 +66,8 @@ def train(arguments: argparse.Namespace, strategy: str, share: float, switches: 
             network=switches if strategy == "single-level" else {},
             bilevel=BiLevel(**switches) if strategy == "as-blo" else BiLevel(),
         )
-        trainer = Trainer("denoise", recipe, list_pictures(arguments.data), folder)
+        start = load_checkpoint(arguments.start).network if arguments.start else None
+        trainer = Trainer("denoise", recipe, list_pictures(arguments.data), folder, start=start)
         trainer.resume()
         trainer.run()
     return float(read_csv(folder / "validation.csv")[-1]["rgb25"])
@@ -78,6 +82,8 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start", help="a checkpoint that every arm starts from (the table strategy alone)")
+    parser.add_argument("--holdout", type=int, default=24, help="pictures to measure on")
     parser.add_argument("--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the runs; kept between calls")
     arguments = parser.parse_args()
