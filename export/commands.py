@@ -188,12 +188,22 @@ def network_options(command: Any) -> Any:
 )
 @click.option(
     "--tile",
+    "tiles",
     type=TileType(),
+    multiple=True,
     metavar="N|HxW|free",
     help="Size of a tile; free takes for each picture the one that wastes least, in ONNX Runtime and OpenVINO. "
+    "May be repeated: an artifact for each, in one folder, of which each picture takes the one that wastes least. "
     "[default: the network's own, often 256]",
 )
-@click.option("--fit", type=PictureType(), metavar="WxH", help="Take the tile that wastes least at that picture size.")
+@click.option(
+    "--fit",
+    "fits",
+    type=PictureType(),
+    multiple=True,
+    metavar="WxH",
+    help="Take the tile that wastes least at that picture size; may be repeated, as --tile.",
+)
 @click.option(
     "--most",
     type=click.IntRange(min=1),
@@ -230,6 +240,7 @@ def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
     with needs_extra("export"):
         from echoir.export.declared import Declared
         from echoir.export.pipeline import Request, export_artifact
+        from echoir.export.tiles import export_tiles, is_export, several
         from echoir.export.proof.summary import lines
         from echoir.forms import forms_named
 
@@ -237,7 +248,15 @@ def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
     planes = settings.pop("channels") or (None, None)
     said = {name: settings.pop(name) for name in ("task", "scale", "multiple", "phase")}
     network = Declared(**said, input=planes[0], output=planes[1])
-    request = Request(images=settings.pop("data"), engine=take_engine(settings), network=network, **settings)
+    tiles, fits = settings.pop("tiles"), settings.pop("fits")
+    request = Request(
+        images=settings.pop("data"),
+        engine=take_engine(settings),
+        network=network,
+        tile=tiles[0] if tiles else None,
+        fit=fits[0] if fits else None,
+        **settings,
+    )
     folder = request.folder
     if (request.precision == "int8") != (request.calibration is not None):
         raise click.UsageError(
@@ -248,12 +267,14 @@ def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
     if folder.resolve() == Path.cwd():  # it is replaced as a whole, and a shell would be left in the old one
         raise click.UsageError("-o names the folder you are in; name one to be made")
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "parity.json").is_file():
+        if not is_export(folder):
             raise click.UsageError(f"{folder} holds something else than an export; name another folder with -o")
         if not force:
             raise click.UsageError(f"{folder} holds an earlier export; replace it with --force, or give another -o")
-    result = export_artifact(request, log_json=log_json, quiet=quiet)
-    click.echo("\n".join(map(displayable, [*lines(result.report), "", *result.lines()])))
+    many = several(request, tiles, fits)
+    told: dict[str, bool] = {"log_json": log_json, "quiet": quiet}
+    for result in export_tiles(many, folder, **told) if len(many) > 1 else [export_artifact(request, **told)]:
+        click.echo("\n".join(map(displayable, [*lines(result.report), "", *result.lines()])))
 
 
 @click.command()

@@ -6,6 +6,7 @@ This module alone writes and reads manifests.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,21 @@ class Artifact:
             return cls(*_open(_only_model(path) if path.is_dir() else path))
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError("artifact", f"{path}, unreadable ({error})", "a readable artifact") from error
+
+
+def open_tiles(folder: Path) -> list[Artifact]:
+    """The artifacts of one network that differ in their tile, each in a folder of its own: what several ``--tile`` make.
+
+    Raises:
+        ArtifactError: one of them is broken, or of another network, precision or format.
+    """
+    found = [Artifact.open(one) for one in _tile_folders(folder)]
+    for one in found[1:]:
+        for name in ("checkpoint", "precision.name", "network", "input", "output", "model.backend"):
+            ours, theirs = (_field(artifact.manifest, name) for artifact in (found[0], one))
+            if ours != theirs:
+                raise ArtifactError(name, theirs, ours, f"{folder} holds artifacts that do not belong together")
+    return found
 
 
 def write_artifact(manifest: Manifest, model_path: str | os.PathLike[str]) -> Artifact:
@@ -96,7 +112,24 @@ def _only_model(folder: Path) -> Path:
             raise ArtifactError(
                 "artifact", f"{len(found)} artifacts in {folder} ({names})", "one", "name the one you mean"
             )
+    if tiles := _tile_folders(folder):
+        hint = f"name one of them, such as {tiles[0]}"
+        raise ArtifactError("artifact", f"{len(tiles)} artifacts of different tiles in {folder}", "one", hint)
     raise ArtifactError("artifact", f"no artifact in {folder}", "a model file with its .json beside it")
+
+
+def _tile_folders(folder: Path) -> list[Path]:
+    """``256x256`` and the like in a folder that is no artifact itself."""
+    if not folder.is_dir() or any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[0-9]+x[0-9]+", path.name))
+
+
+def _field(manifest: Manifest, name: str) -> object:
+    value: object = manifest
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _check_model(model: Model, path: Path) -> None:

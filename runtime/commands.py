@@ -112,15 +112,13 @@ def open_restorer(
     """As :meth:`Restorer.open`, but that standard error says what ``auto`` came to."""
     from echoir.runtime.output import displayable
     from echoir.runtime.restorer import Restorer
-    from echoir.runtime.sessions import open_model, open_session
 
     def say(line: str) -> None:
         if not quiet:
             click.echo(displayable(line), err=True)
 
-    opened = open_model(artifact_of(model, say, quiet))
-    session = open_session(opened, threads=threads, device=device, say=say)
-    return Restorer(session, opened.manifest, overlap=overlap, batch=batch, strength=strength)
+    wishes: dict[str, Any] = {"overlap": overlap, "batch": batch, "threads": threads, "strength": strength}
+    return Restorer.open(artifact_of(model, say, quiet), device=device, say=say, **wishes)
 
 
 @click.command()

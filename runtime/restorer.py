@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from echoir.runtime.guard import check_output, guard
 from echoir.runtime.inputs import Colour, parts
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.scratch import Scratch, Shelf
-from echoir.runtime.sessions import open_model, open_session
+from echoir.runtime.sessions import open_models, open_session
 from echoir.runtime.strength import Mixture, check_strength
 from echoir.runtime.tiling import Axis, reflect, tile_axis
 
@@ -64,7 +64,7 @@ class Restorer:
         self.strength = strength
         tile = manifest.tile
         self.session, self.manifest = session, manifest
-        self._shelf = Shelf()
+        self._shelf, self._others = Shelf(), tuple[Restorer, ...]()
         self.overlap = tile.overlap if overlap is None else overlap
         self.batch = (tile.batch or 1) if batch is None else batch
         network, sides = manifest.network, (tile.height, tile.width)
@@ -85,16 +85,35 @@ class Restorer:
         threads: int | None = None,
         device: Device = "cpu",
         strength: float = 1.0,
+        say: Callable[[str], None] = lambda _: None,
     ) -> Restorer:
         """Open an artifact: the model file, its ``.json``, or their folder; or a server's ``http://HOST:PORT/MODEL``.
+
+        A folder may hold several artifacts of one network, as ``echoir-export --tile 256 --tile 544x960`` makes them:
+        each picture then goes through the one whose tiles waste least.
+
+        Args:
+            say: told in a line what ``device="auto"`` came to.
 
         Raises:
             ArtifactError: the artifact is broken, or does not allow this overlap, batch or strength.
             BackendError: its backend or the device is not here, or the server is not.
         """
-        model = open_model(path)
-        session = open_session(model, threads=threads, device=device)
-        return cls(session, model.manifest, overlap=overlap, batch=batch, strength=strength)
+        with ExitStack() as stack:
+            opened = []
+            for model in open_models(path):
+                session = stack.enter_context(open_session(model, threads=threads, device=device, say=say))
+                opened.append(cls(session, model.manifest, overlap=overlap, batch=batch))
+            first = opened[0]
+            check_strength(strength, first.manifest.network)
+            first.strength, first._others = strength, tuple(opened[1:])
+            stack.pop_all()
+        return first
+
+    @property
+    def models(self) -> str:
+        """The SHA-256 of the model, or of all of them: what pixels depend on."""
+        return " ".join(one.manifest.model.sha256 for one in (self, *self._others))
 
     def __call__(
         self, image: Array, *, colour: Colour = "RGB", on_tiles: OnTiles | None = None, out: Array | None = None
@@ -175,13 +194,22 @@ class Restorer:
         return ImageStream(partial(self, colour=colour), frames, deadline, policy, depth)
 
     def fitted(self, height: int, width: int) -> Restorer:
-        """This restorer with the tile that fits a network's input of that size; the same where the tile is fixed."""
+        """The restorer with the tile that fits a network's input of that size; this one where the tile is fixed."""
+        if self._others:
+            best = min((self, *self._others), key=lambda one: one._cost(height, width))
+            if best is not self:
+                return best
         manifest = fit.fitted(self.manifest, height, width, self.overlap)
         if manifest is self.manifest:
             return self
         restorer = copy(self)
         restorer.manifest = replace(manifest, tile=replace(manifest.tile, most=None))
         return restorer
+
+    def _cost(self, height: int, width: int) -> tuple[float, int]:
+        """Pixels through the network for each of the picture's, then tiles."""
+        count, _, cost = fit.waste(self.manifest, height, width, self.overlap)
+        return cost, count
 
     def tiles(self, height: int, width: int, channels: int = 3) -> int:
         """How many tiles an image of this size takes; ``channels`` as for :meth:`strips`."""
@@ -307,8 +335,9 @@ class Restorer:
                 yield strip.rows
 
     def close(self) -> None:
-        """Close the session."""
-        self.session.close()
+        """Close the session, or sessions."""
+        for one in (self, *self._others):
+            one.session.close()
 
     def __enter__(self) -> Restorer:
         return self

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echoir.runtime.artifact import Artifact
+from echoir.runtime.artifact import Artifact, open_tiles
 from echoir.runtime.contract import Device, Session
 from echoir.runtime.onnx_session import OnnxSession
 
@@ -26,6 +27,17 @@ def open_model(where: str | os.PathLike[str]) -> Artifact | Served:
 
         return Served.open(where)
     return Artifact.open(where)
+
+
+def open_models(where: str | os.PathLike[str]) -> list[Artifact | Served]:
+    """As :func:`open_model`; or the artifacts of one network in a folder, that differ in their tile.
+
+    Raises:
+        ArtifactError, BackendError: as there; or the artifacts do not belong together.
+    """
+    if not (isinstance(where, str) and "://" in where) and (tiles := open_tiles(Path(where))):
+        return [*tiles]
+    return [open_model(where)]
 
 
 def open_session(

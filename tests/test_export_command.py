@@ -19,10 +19,12 @@ from PIL import Image
 
 from echoir import cli
 from echoir.checkpoint import load_checkpoint, save_checkpoint
-from echoir.export import build, pipeline
+from echoir.export import build, pipeline, tiles
 from echoir.export.build import engines
-from echoir.export.pipeline import Request
+from echoir.export.pipeline import Export, Request
+from echoir.export.proof import summary
 from echoir.export.proof.golden import read_golden
+from echoir.export.proof.results import Gate, ParityReport
 from echoir.export.sources import Source, checkpoint_source
 from echoir.forms import FORMS
 from echoir.metrics import to_8bit
@@ -86,6 +88,11 @@ def arguments(weights: Path, pictures: Path) -> list[object]:
         "--threads",
         1,
     ]
+
+
+def without_tile(arguments: list[object]) -> list[object]:
+    place = arguments.index("--tile")
+    return arguments[:place] + arguments[place + 2 :]
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +223,8 @@ def test_progress_as_json_lines(run: Run, arguments: list[object], tmp_path: Pat
         (("--fit", "1920x1080", "--tile", "256"), "drop --tile"),
         (("--most", "9000"), "--most is for --fit and for --tile free"),
         (("--tile", "free", "--most", "9000"), "256 x 256 has more pixels"),
+        (("--tile", "free", "--tile", "256"), "free is every tile already"),
+        (("--tile", "256", "--tile", "250"), "a multiple of network.multiple, 32"),
         (("--tile", "free", "--target", "tensorrt"), "an engine has a fixed tile"),
         (("--tile", "free", "--precision", "int8", "--calibration", "."), "int8 has a fixed tile"),
     ],
@@ -270,7 +279,8 @@ def test_free_sides_and_the_tile_that_fits_are_settled_by_the_network() -> None:
 def test_an_export_of_free_sides_restores_any_size_in_the_tile_that_fits(
     run: Run, arguments: list[object], weights: Path, tmp_path: Path
 ) -> None:
-    folder, free = tmp_path / "free", [*arguments, "--precision", "fp32", "--tile", "free", "--target", "auto"]
+    folder = tmp_path / "free"
+    free = [*without_tile(arguments), "--precision", "fp32", "--tile", "free", "--target", "auto"]
     code, output, error = run(*free, "--most", 65_536, "-o", folder)
     assert code == 0, error
     assert "left out engines: they have one tile" in output
@@ -388,3 +398,37 @@ def test_parity_refuses_another_checkpoint(run: Run, exported: Path, pictures: P
     assert code == 4
     assert "checkpoint.sha256" in error
     assert "toy.safetensors" in error
+
+
+def test_several_tiles_are_whole_exports_in_one_folder(
+    run: Run, arguments: list[object], exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one export makes is tested above, and what a restorer does with several in test_fit.py."""
+    folder, asked = tmp_path / "toy", list[Request]()
+
+    def copy(request: Request, source: Source | None = None, **_: Any) -> Export:
+        assert source is not None
+        asked.append(request.settled(source.descriptor))
+        shutil.rmtree(request.folder, ignore_errors=True)
+        shutil.copytree(exported, request.folder)
+        made = Artifact.open(request.folder)
+        report = ParityReport(made.manifest, {}, None, (), Gate(None, None), ())
+        return Export(request.folder, (made,), report, ())
+
+    monkeypatch.setattr(tiles, "export_artifact", copy)
+    monkeypatch.setattr(summary, "lines", lambda _: ["measured"])
+    code, _, error = run(*arguments, "--tile", "32x64", "-o", folder)
+    assert code == 0, error
+    assert sorted(path.name for path in folder.iterdir()) == ["32x32", "32x64"]
+    assert [(one.tile, one.fit, one.most) for one in asked] == [((32, 32), None, None), ((32, 64), None, None)]
+    # Again with other ones: those before go, and only on demand.
+    again = [*without_tile(arguments), "--fit", "64x32", "--fit", "62x30", "--fit", "32x32", "-o", folder]
+    assert "holds an earlier export" in run(*again)[2]
+    code, _, error = run(*again, "--force", "--most", 2048)
+    assert code == 0, error
+    assert sorted(path.name for path in folder.iterdir()) == ["32x32", "32x64"]
+    assert [one.tile for one in asked[2:]] == [(32, 64), (32, 32)]
+    assert run(*arguments, "--tile", "64x32", "--force", "-o", folder)[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["32x32", "64x32"]
+    (folder / "notes.txt").write_text("mine")
+    assert "holds something else" in run(*again, "--force")[2]

@@ -187,3 +187,45 @@ def test_free_sides_and_a_network_that_enlarges(size: tuple[int, int], overlap: 
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     restorer = Restorer(Twice(), make_manifest(most=4096, network=network), overlap=overlap)  # type: ignore[arg-type]
     np.testing.assert_array_equal(restorer(image), image.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def make_tiles(folder: Path, *tiles: tuple[int, int], **changes: Any) -> Path:
+    for index, (height, width) in enumerate(tiles):
+        place = folder / f"{height}x{width}"
+        place.mkdir(parents=True)
+        make_artifact(place, tile=(height, width), overlap=8, bias=2 * (index + 1) / 255, **changes)
+    return folder
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_of_several_artifacts_each_picture_takes_the_one_that_wastes_least(tmp_path: Path, strength: float) -> None:
+    """Each adds a number of its own, so that the pixels say which one it was."""
+    numbers = {(128, 64): 2, (64, 128): 4, (64, 64): 6}
+    folder = make_tiles(tmp_path / "several", *numbers)
+    with Restorer.open(folder, strength=strength, threads=1) as restorer:
+        for size, tile in (((60, 128), (64, 128)), ((128, 64), (128, 64)), ((10, 10), (64, 64)), ((64, 184), (64, 128))):
+            picture = np.full((*size, 3), 100, np.uint8)
+            picture[0, 0] = 0  # not constant
+            restored = restorer(picture)
+            assert restored[-1, -1, 0] == 100 + numbers[tile] * strength, size
+            costs = {one: waste(make_manifest(tile=one, overlap=8), *size)[2] for one in numbers}
+            assert costs[tile] == min(costs.values())
+            assert restorer.tiles(*size) == waste(make_manifest(tile=tile, overlap=8), *size)[0]
+        assert len(restorer.models.split()) == 3
+    with pytest.raises(ValueError, match="closed"):
+        restorer(np.zeros((60, 128, 3), np.uint8))
+
+
+def test_artifacts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    folder = make_tiles(tmp_path / "mixed", (64, 64))
+    make_tiles(folder, (64, 128), io="uint8")
+    with pytest.raises(ArtifactError, match=r"input: found .* do not belong together"):
+        Restorer.open(folder)
+
+
+def test_a_command_for_one_artifact_names_those_of_several_tiles(tmp_path: Path) -> None:
+    folder = make_tiles(tmp_path / "several", (64, 64), (64, 128))
+    result = echoir("inspect", folder)
+    assert result.code == 4
+    assert f"2 artifacts of different tiles in {folder}" in result.err
+    assert str(folder / "64x128") in result.err

@@ -306,7 +306,7 @@ class _Run:
         if self.deadline is None:
             identity = {
                 "source": fingerprint(self.source_name),
-                "model": self.restorer.manifest.model.sha256,
+                "model": self.restorer.models,
                 "overlap": self.restorer.overlap,
                 "strength": self.restorer.strength,
                 "colour": vars(colour),
