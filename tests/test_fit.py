@@ -22,7 +22,6 @@ from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError
 from echoir.runtime.fit import SIZES, best_tile, waste
 from echoir.runtime.manifest import Engine, Manifest, Model
-from echoir.runtime.serving.repository import check_servable
 from echoir.runtime.sessions import open_session
 from echoir.runtime.tiling import tile_starts
 
@@ -152,10 +151,8 @@ def test_a_manifest_of_format_2_has_fixed_tiles(tmp_path: Path) -> None:
         Manifest.from_json(json.dumps(values | {"format": 3}))
 
 
-def test_what_has_free_sides_is_not_served_and_becomes_no_engine(tmp_path: Path) -> None:
+def test_what_has_free_sides_becomes_no_engine(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path, most=4096)
-    with pytest.raises(ArtifactError, match="a served model has one tile"):
-        check_servable(artifact)
     with pytest.raises(ArtifactError, match="an engine has one tile; export with --fit"):
         build_artifact(artifact, tmp_path, "tensorrt-rtx")
 

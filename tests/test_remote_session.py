@@ -62,6 +62,25 @@ def test_a_server_restores_bit_for_bit_as_the_artifact_does(
         assert max(server.batches) <= (fixed or 4)
 
 
+@pytest.mark.parametrize("io", ["float", "uint8"])
+@pytest.mark.parametrize("fixed", [None, 1])
+def test_a_served_model_of_free_sides_takes_the_tile_that_fits(io: Io, fixed: int | None, tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, io=io, batch=fixed, gain=0.7, most=64 * 96)
+    folder = write_repository(artifact, tmp_path / "models", name="free", max_batch=4)
+    rng = np.random.default_rng(0)
+    with serving(artifact, folder) as server:
+        sides = [list(map(int, one["dims"])) for one in (*server.config["input"], *server.config["output"])]
+        assert all(dims.count(-1) == 2 for dims in sides)
+        (warm, *_) = server.config["model_warmup"]
+        assert "64" in warm["inputs"]["image"]["dims"]
+        with Restorer.open(server.url) as remote, Restorer.open(artifact.model_path) as local:
+            for size in ((60, 90), (8, 8), (200, 70)):
+                image = rng.integers(0, 256, (*size, 3), np.uint8)
+                assert np.array_equal(remote(image), local(image))
+            with pytest.raises(ValueError, match="tiles must be"):
+                remote.session.run(np.zeros((1, 3, 64, 104), np.float32))
+
+
 def test_threads_share_a_session_and_connections_are_kept(server: Server, image: np.ndarray[Any, Any]) -> None:
     with Restorer.open(server.url) as restorer, ThreadPoolExecutor(3) as pool:
         first, *others = pool.map(restorer, [image] * 6)

@@ -29,14 +29,12 @@ def check_servable(artifact: Artifact) -> None:
     """Refuse what Triton's backends cannot run.
 
     Raises:
-        ArtifactError: an engine for TensorRT-RTX, one whose plugin is a Python class, or a model of free sides.
+        ArtifactError: an engine for TensorRT-RTX, or one whose plugin is a Python class.
     """
     model, engine = artifact.manifest.model, artifact.manifest.engine
     if model.backend not in BACKENDS:
         hint = "Triton runs no TensorRT-RTX engines; serve the .onnx of the same export, or build for --target tensorrt"
         raise ArtifactError("model.backend", model.backend, " or ".join(BACKENDS), hint)
-    if (most := artifact.manifest.tile.most) is not None:
-        raise ArtifactError("tile.most", most, "null", "a served model has one tile; export with --tile N or --fit WxH")
     upsampler = engine.details.get("upsampler") if engine is not None else None
     if upsampler == "plugin class":
         raise ArtifactError(
@@ -89,16 +87,20 @@ def configuration(artifact: Artifact, *, name: str, max_batch: int, queue: int, 
     # Triton counts an open batch apart. A fixed one belongs to the tensors, and requests run one by one.
     largest = 0 if tile.batch is not None else max_batch
 
-    def dims(role: Role) -> str:
-        shape = manifest.shape(role, tile.batch or 1)
+    def dims(shape: tuple[int, ...]) -> str:
         return ", ".join(map(str, shape if tile.batch is not None else shape[1:]))
 
     def tensor(role: Role) -> str:
         spec: TensorSpec = getattr(manifest, role)
-        return f"{role} [\n  {{ name: {_quoted(spec.name)} data_type: {TYPES[spec.dtype]} dims: [ {dims(role)} ] }}\n]"
+        shape = manifest.shape(role, tile.batch or 1)
+        if tile.most is not None:  # tiles of one size share a batch; that they are no larger is the client's business
+            shape = spec.shape(tile.batch or 1, -1, -1)
+        described = f"name: {_quoted(spec.name)} data_type: {TYPES[spec.dtype]} dims: [ {dims(shape)} ]"
+        return f"{role} [\n  {{ {described} }}\n]"
 
     def warmup(batch: int) -> str:
-        value = f"{{ data_type: {TYPES[manifest.input.dtype]} dims: [ {dims('input')} ] random_data: true }}"
+        shape = manifest.shape("input", tile.batch or 1)
+        value = f"{{ data_type: {TYPES[manifest.input.dtype]} dims: [ {dims(shape)} ] random_data: true }}"
         return (
             f'  {{ name: "batch of {batch or tile.batch}" batch_size: {batch} '
             f"inputs {{ key: {_quoted(manifest.input.name)} value {value} }} }}"

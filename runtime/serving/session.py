@@ -112,15 +112,16 @@ class RemoteSession:
             ClosedSessionError: it was closed.
             BackendError: the server refused, failed, or gave no answer that makes sense.
         """
-        check_tiles(tiles, self.manifest)
-        size = self.manifest.tile.batch
+        manifest = self.manifest.of_tiles(tiles.shape)
+        check_tiles(tiles, manifest)
+        size = manifest.tile.batch
         outputs = []
         for start in range(0, len(tiles), self.max_batch):
             batch = tiles[start : start + self.max_batch]
             missing = size - len(batch) if size is not None else 0
             if missing:
                 batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            outputs.append(self._client.infer(batch, self.manifest)[: len(batch) - missing])
+            outputs.append(self._client.infer(batch, manifest)[: len(batch) - missing])
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def facts(self) -> dict[str, str]:
