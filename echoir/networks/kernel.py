@@ -144,7 +144,9 @@ def guide_distances(
         uppers, lowers, means = (), (), ()
         for place in tl.static_range(len(pixels)):
             upper = tl.load(here + pixels[place], mask=inside, other=0.0).to(COMPUTE)
-            lower = tl.load(here + pixels[place] + below, mask=inside, other=0.0).to(COMPUTE)
+            # A sum of 32-bit offsets, which the compiler makes once and keeps; of single cells it would make it anew.
+            under = here + (pixels[place] + below) if STACK > 1 else here + pixels[place] + below
+            lower = tl.load(under, mask=inside, other=0.0).to(COMPUTE)
             means = means + (tl.sum(upper + lower, 1, keep_dims=True) * 0.25,)
             uppers, lowers = uppers + (upper,), lowers + (lower,)
         new_squares, new_norms, new_products = (), (), ()
