@@ -75,9 +75,7 @@ def main() -> None:
     print("|---" * (len(KINDS) + 5) + "|")
     for target in options.targets:
         for name, tiling in tilings.items():
-            kernel = compile_forward(
-                target, options.channels, options.channels, storage=options.storage, tiling=tiling
-            )
+            kernel = compile_forward(target, options.channels, options.channels, storage=options.storage, tiling=tiling)
             bodies = loops(disassembled(kernel))
             for place, body in zip(("guide", "values"), bodies, strict=True):
                 channels = max(1, round(sum(o.startswith("LDG") for o, _ in body) / expected(place, tiling)))
@@ -87,7 +85,7 @@ def main() -> None:
                 print(f"| sm_{target} | {name} | {place} | {sum(shares):.1f} | {cells} |", flush=True)
                 if options.details:
                     print(Counter(opcode for _, opcode in body).most_common(25))
-    print(f"\nTriton {triton.__version__}, C = K = {options.channels}, radius 1, {options.storage}; per cell and channel")
+    print(f"\nTriton {triton.__version__}, C = K = {options.channels}, radius 1, {options.storage}")
 
 
 def expected(place: str, tiling: Tiling) -> int:

@@ -240,8 +240,8 @@ def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
     with needs_extra("export"):
         from echoir.export.declared import Declared
         from echoir.export.pipeline import Request, export_artifact
-        from echoir.export.tiles import export_tiles, is_export, several
         from echoir.export.proof.summary import lines
+        from echoir.export.tiles import export_tiles, is_export, several
         from echoir.forms import forms_named
 
     settings["forms"] = forms_named(settings["forms"])

@@ -15,7 +15,8 @@ from echoir.export.pipeline import Export, Request, export_artifact
 from echoir.export.sources import open_source
 
 Sides = tuple[int, int]
-_OURS = re.compile(r"\.?[0-9]+x[0-9]+(\.failed|\.search\.json)?")  # what an export of several tiles leaves, whole or not
+# What an export of several tiles leaves, whole or not.
+_OURS = re.compile(r"\.?[0-9]+x[0-9]+(\.failed|\.search\.json)?")
 
 
 def several(request: Request, tiles: Sequence[Sides | Literal["free"]], fits: Sequence[Sides]) -> list[Request]:

@@ -42,7 +42,7 @@ class Artifact:
 
 
 def open_tiles(folder: Path) -> list[Artifact]:
-    """The artifacts of one network that differ in their tile, each in a folder of its own: what several ``--tile`` make.
+    """Artifacts of one network that differ in their tile, each in a folder of its own; none where there are none.
 
     Raises:
         ArtifactError: one of them is broken, or of another network, precision or format.

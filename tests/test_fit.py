@@ -200,7 +200,8 @@ def test_of_several_artifacts_each_picture_takes_the_one_that_wastes_least(tmp_p
     numbers = {(128, 64): 2, (64, 128): 4, (64, 64): 6}
     folder = make_tiles(tmp_path / "several", *numbers)
     with Restorer.open(folder, strength=strength, threads=1) as restorer:
-        for size, tile in (((60, 128), (64, 128)), ((128, 64), (128, 64)), ((10, 10), (64, 64)), ((64, 184), (64, 128))):
+        expected = {(60, 128): (64, 128), (128, 64): (128, 64), (10, 10): (64, 64), (64, 184): (64, 128)}
+        for size, tile in expected.items():
             picture = np.full((*size, 3), 100, np.uint8)
             picture[0, 0] = 0  # not constant
             restored = restorer(picture)
