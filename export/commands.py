@@ -272,7 +272,7 @@ def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
         if not force:
             raise click.UsageError(f"{folder} holds an earlier export; replace it with --force, or give another -o")
     many = several(request, tiles, fits)
-    told: dict[str, bool] = {"log_json": log_json, "quiet": quiet}
+    told: dict[str, Any] = {"log_json": log_json, "quiet": quiet}
     for result in export_tiles(many, folder, **told) if len(many) > 1 else [export_artifact(request, **told)]:
         click.echo("\n".join(map(displayable, [*lines(result.report), "", *result.lines()])))
 
