@@ -11,19 +11,21 @@ from typing import Literal
 import onnx
 
 Shapes = Mapping[str, tuple[int, ...]]
-Kind = Literal["pointwise", "depthwise", "convolution", "product"]
+Kind = Literal["pointwise", "depthwise", "convolution", "linear", "product"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, or a product of two activations, that can run in INT8.
+    """A convolution, a linear layer, or a product of two activations, that can run in INT8.
 
     Attributes:
         name: of its node.
-        kind: ``"pointwise"`` 1x1, ``"depthwise"``, other ``"convolution"``, or matrix ``"product"``.
+        kind: ``"pointwise"`` 1x1, ``"depthwise"``, other ``"convolution"``, ``"linear"`` (a matrix times constant
+            weights), or matrix ``"product"`` of two activations.
         macs: multiply-accumulates for one image.
         inputs: the activations it takes.
         weight: name of the initializer, or None for a product.
+        axis: of the weight's output channels.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Layer:
     macs: int
     inputs: tuple[str, ...]
     weight: str | None = None
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,25 +81,44 @@ class Graph:
         self.macs = sum(self._macs(node) for node in graph.node)
 
     def _layer(self, node: onnx.NodeProto) -> Layer | None:
-        if self.structure.exact(node.name) or node.op_type not in ("Conv", "MatMul"):
+        if self.structure.exact(node.name) or node.op_type not in ("Conv", "Gemm", "MatMul"):
             return None
-        if node.op_type == "MatMul":
-            return Layer(node.name, "product", self._macs(node), tuple(node.input))
+        if node.op_type != "Conv":
+            return self._matrix(node)
         _, per_group, height, width = self.shapes[node.input[1]]
         kind: Kind = "pointwise" if height == width == 1 else "convolution"
         if group(node) > 1 and per_group == 1:
             kind = "depthwise"
         return Layer(node.name, kind, self._macs(node), (node.input[0],), node.input[1])
 
+    def _matrix(self, node: onnx.NodeProto) -> Layer | None:
+        """A product of matrices; None where both are constant, or the weights are more than one matrix."""
+        left, right = node.input[:2]
+        activations = tuple(name for name in (left, right) if name not in self.weights)
+        if len(activations) == 2:
+            return Layer(node.name, "product", self._macs(node), activations)
+        weight = right if right in self.weights else left
+        if not activations or len(self.shapes[weight]) != 2:
+            return None
+        turned = attribute(node, "transB" if weight == right else "transA", 0)  # a MatMul has neither
+        axis = int(weight == right) ^ turned
+        return Layer(node.name, "linear", self._macs(node), activations, weight, axis)
+
     def _macs(self, node: onnx.NodeProto) -> int:
         if node.op_type == "Conv":
             return math.prod(self.shapes[node.output[0]]) * math.prod(self.shapes[node.input[1]][1:])
-        if node.op_type == "MatMul":
-            return math.prod(self.shapes[node.output[0]]) * self.shapes[node.input[0]][-1]
+        if node.op_type in ("Gemm", "MatMul"):
+            summed = -2 if attribute(node, "transA", 0) else -1
+            return math.prod(self.shapes[node.output[0]]) * self.shapes[node.input[0]][summed]
         own = self.structure.macs.get(node.op_type)
         return 0 if own is None else own(node, self.shapes)
 
 
 def group(node: onnx.NodeProto) -> int:
     """The groups of a convolution."""
-    return next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+    return attribute(node, "group", 1)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """A whole-number attribute."""
+    return next((int(entry.i) for entry in node.attribute if entry.name == name), default)

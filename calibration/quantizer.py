@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from echoir.calibration.graph import Layer
 
 Array = NDArray[Any]
-OPERATORS = ["Conv", "MatMul"]
+OPERATORS = ["Conv", "Gemm", "MatMul"]
 # TensorRT has no INT8 kernel for one channel per group: it pads every group to four, with zeros that
 # lie in the engine as images of their own. Four real channels per group need no padding.
 GROUP = 4
@@ -67,7 +67,7 @@ def quantize(
             "DedicatedQDQPair": False,  # layers that read the same tensor share its INT8 copy
             "OpTypesToExcludeOutputQuantization": OPERATORS,
             "TensorQuantOverrides": {
-                layer.weight: [{"axis": 0, "symmetric": True}] for layer in layers if layer.weight is not None
+                layer.weight: [{"axis": layer.axis, "symmetric": True}] for layer in layers if layer.weight is not None
             },
         },
     )

@@ -248,3 +248,65 @@ def test_tensorrt_rtx_takes_it_and_runs_int8(quantized: onnx.ModelProto, tmp_pat
     convolutions = len([layer for layer in layers if layer.kind != "product"])
     assert info.details["precisions"]["convolution"]["int8"] >= convolutions
     assert info.details["precisions"]["matrix product"]["int8"] == len(layers) - convolutions
+
+
+# Linear layers: constant weights on either side of a product, turned or not.
+
+
+@pytest.fixture(scope="module")
+def linear() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    weights = {"right": (8, 6), "turned": (10, 6), "left": (5, 9), "bias": (10,)}
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 20]>
+        linear (float[9, 8] x) => (float[5, 5] y) {
+            a = MatMul (x, right)
+            b = Gemm <transB = 1> (a, turned, bias)
+            c = MatMul (left, b)
+            d = Transpose <perm = [1, 0]> (c)
+            y = MatMul (c, d)
+        }""")
+    for node, name in zip(model.graph.node, "abcdy", strict=True):
+        node.name = name
+    for name, shape in weights.items():
+        values = rng.standard_normal(shape, dtype=np.float32) / 3
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+
+
+def test_linear_layers_have_weights_per_output_channel(linear: onnx.ModelProto) -> None:
+    a, b, c, y = Graph(linear).layers
+    assert (a.kind, b.kind, c.kind, y.kind) == ("linear", "linear", "linear", "product")
+    assert (a.inputs, b.inputs, c.inputs, y.inputs) == (("x",), ("a",), ("b",), ("c", "d"))
+    assert [layer.macs for layer in (a, b, c, y)] == [9 * 8 * 6, 9 * 6 * 10, 5 * 9 * 10, 5 * 10 * 5]
+    assert Graph(linear).macs == sum(layer.macs for layer in (a, b, c, y))
+    image = np.random.default_rng(1).standard_normal((9, 8), dtype=np.float32)
+    seen = observe(linear, ["x", "a", "b", "c", "d"], [image], threads=1)
+    peaks = {name: float(found.peaks.max()) for name, found in seen.items()}
+    made = quantize(linear, [a, b, c, y], {one.name: tuple(peaks[name] for name in one.inputs) for one in (a, b, c, y)})
+    onnx.checker.check_model(made, full_check=True)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    makers = {output: node for node in made.graph.node for output in node.output}
+    for layer, count in ((a, 6), (b, 10), (c, 5)):
+        assert layer.weight is not None
+        scales = weights[f"{layer.weight}_scale"]
+        assert len(scales) == count
+        original = numpy_helper.to_array(next(t for t in linear.graph.initializer if t.name == layer.weight))
+        np.testing.assert_allclose(scales, np.abs(original).max(axis=1 - layer.axis) / 127, rtol=1e-6)
+    nodes = {node.name: node for node in made.graph.node}
+    assert all(makers[name].op_type == "DequantizeLinear" for one in "abcy" for name in nodes[one].input[:2])
+    assert nodes["b"].input[2] == "bias"
+    expected = ort.InferenceSession(linear.SerializeToString()).run(None, {"x": image})[0]
+    given = ort.InferenceSession(made.SerializeToString()).run(None, {"x": image})[0]
+    assert 0 < np.abs(given - expected).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'")
+def test_tensorrt_rtx_runs_linear_layers_in_int8(linear: onnx.ModelProto, tmp_path: Path) -> None:
+    from echoir.export.engine import build_engine
+
+    source = tmp_path / "linear.onnx"
+    layers = Graph(linear).layers
+    onnx.save(to_fp16(quantize(linear, layers, {one.name: (4.0,) * len(one.inputs) for one in layers}))[0], source)
+    info = build_engine(source, tmp_path / "e", target="tensorrt-rtx", compute_capabilities=["8.9"])
+    assert info.details["precisions"]["matrix product"]["int8"] == 4
