@@ -197,13 +197,13 @@ def test_overlap_and_batch_reach_the_tiles(identity: Artifact, tmp_path: Path, m
     from echoir.runtime.onnx_session import OnnxSession
 
     batches: list[int] = []
-    run = OnnxSession.run
+    run = OnnxSession.run_into
 
-    def counted(self: OnnxSession, tiles: Any) -> Any:
+    def counted(self: OnnxSession, tiles: Any, out: Any) -> None:
         batches.append(len(tiles))
-        return run(self, tiles)
+        run(self, tiles, out)
 
-    monkeypatch.setattr(OnnxSession, "run", counted)
+    monkeypatch.setattr(OnnxSession, "run_into", counted)
     write(tmp_path / "a.png", size=(64, 64 + 3 * 32))  # with 64-pixel tiles that share 32: four of them
     options = ("--overlap", 32, "--batch", 3, "--threads", 1)
     result = echoir("restore", tmp_path / "a.png", "-m", identity.model_path, "-o", tmp_path / "out", *options)
