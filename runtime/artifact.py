@@ -120,9 +120,13 @@ def _only_model(folder: Path) -> Path:
 
 def _tile_folders(folder: Path) -> list[Path]:
     """``256x256`` and the like in a folder that is no artifact itself."""
-    if not folder.is_dir() or any(path.suffix in SUFFIXES for path in folder.iterdir()):
+    try:
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError:  # opening it as an artifact will say so
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[0-9]+x[0-9]+", path.name))
+    if any(path.suffix in SUFFIXES for path in inside):
+        return []
+    return [path for path in inside if path.is_dir() and re.fullmatch(r"[0-9]+x[0-9]+", path.name)]
 
 
 def _field(manifest: Manifest, name: str) -> object:

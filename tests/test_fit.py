@@ -227,3 +227,12 @@ def test_a_command_for_one_artifact_names_those_of_several_tiles(tmp_path: Path)
     assert result.code == 4
     assert f"2 artifacts of different tiles in {folder}" in result.err
     assert str(folder / "64x128") in result.err
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(ArtifactError, match=r"unreadable.*Permission denied"):
+        Restorer.open(tmp_path)
