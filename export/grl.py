@@ -21,6 +21,7 @@ from echoir.networks.grl import GRL, MASKED, Attend, Block, Grid, MixedAttention
 Pair = tuple[int, int]
 PARTS = ("within", "gather", "spread")  # the attentions of a block
 FLOOR = 64.0  # below the largest logit of a row, where a weight of e^-64 is nothing beside 1
+AT_ONCE = 4 * 1024**2  # logits that are in a cache from their sum with the bias to their product with the values
 
 
 @torch.no_grad()
@@ -131,15 +132,30 @@ class Cells:
         return ((down + zero.to(y.dtype)) * across).reshape(-1, 1, h * w, 4)
 
 
+class Weights(nn.Module):
+    """[cells, heads, queries, keys] from queries, keys and a bias. Masked pairs are 100 below the others, where exp
+    gives subnormal numbers; those cost a CPU ten times as much as others, so logits of shifted grids end at a floor."""
+
+    def __init__(self, shifted: bool) -> None:
+        super().__init__()
+        self.shifted = shifted
+
+    def forward(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+        logits = q @ k + bias
+        if self.shifted:
+            logits = logits.maximum(logits.amax(-1, keepdim=True) - FLOOR)
+        return logits.softmax(-1)
+
+
 class Similarity(nn.Module):
-    """:class:`echoir.networks.grl.Attend` on cells, with its bias spread from a table.
+    """:class:`echoir.networks.grl.Attend` on cells, with its bias spread from a table, some queries at a time.
 
     With queries column by column and keys row by row (or the other way round) the bias of a query is one
     stretch of the table, once that is spread along the queries' rows: it takes two gathers of whole rows and
     no transposition. Of windows, where both have the same order, the bias is small enough to turn.
 
-    Masked pairs are 100 below the others, where exp gives subnormal numbers. Those cost a CPU ten times as much as
-    others, so logits end at a floor.
+    Each of the passes over all logits at once would go through memory; over ``AT_ONCE`` of them, it finds them in a
+    cache. So queries come some lines of their cell at a time.
     """
 
     scale: Tensor
@@ -151,29 +167,31 @@ class Similarity(nn.Module):
         self.register_buffer("scale", attend.log_scale.clamp(max=math.log(100)).exp())
         table = attend.table(queries.grid.size, keys.grid.size)
         self.register_buffer("table", (table.transpose(1, 2) if keys.by_column else table).contiguous())
+        self.weights = Weights(any(queries.grid.shift))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, zero: Tensor, counts: Pair) -> Tensor:
         q = q * (self.scale / _length(q))
         k = k / _length(k)
-        if any(self.queries.grid.shift):
+        if self.weights.shifted:
             q = self.append(q, self.queries, counts, zero, MASKED / 4, -0.75 * MASKED)
             k = self.append(k, self.keys, counts, zero, 1.0, 1.0)
-        logits = q @ k.transpose(-2, -1) + self.bias(zero)
-        if any(self.queries.grid.shift):
-            logits = logits.maximum(logits.amax(-1, keepdim=True) - FLOOR)
-        return logits.softmax(-1) @ v
+        k, biases = k.transpose(-2, -1), self.biases(zero, counts)
+        several = zip(q.chunk(len(biases), 2), biases, strict=True)
+        return torch.cat([self.weights(part, k, bias) @ v for part, bias in several], 2)
 
-    def bias(self, zero: Tensor) -> Tensor:
-        """[heads, queries, keys]."""
+    def biases(self, zero: Tensor, counts: Pair) -> list[Tensor]:
+        """[heads, queries, keys] each, for a part of the queries of every cell, of a map of so many cells."""
         (h, w), (m, n) = self.queries.grid.size, self.keys.grid.size
         if self.keys.by_column:
             h, w, m, n = w, h, n, m
         across, down = (_offsets(*sides) + zero for sides in ((w, n), (h, m)))
-        rows = self.table.index_select(2, across).unflatten(2, (w, n)).transpose(1, 2)  # [heads, w, h + m - 1, n]
-        bias = rows.index_select(2, down).unflatten(2, (h, m))  # [heads, w, h, m, n]
+        lines = self.table.index_select(2, across).unflatten(2, (w, n)).transpose(1, 2)  # [heads, w, h + m - 1, n]
+        logits = math.prod(counts) * len(lines) * h * w * m * n
         if self.queries.by_column == self.keys.by_column:
-            bias = bias.transpose(1, 2)
-        return bias.reshape(-1, h * w, m * n)
+            bias = lines.index_select(2, down).unflatten(2, (h, m)).transpose(1, 2).reshape(-1, h * w, m * n)
+            return list(bias.chunk(_parts(h, logits), 1))
+        several = lines.chunk(_parts(w, logits), 1)
+        return [part.index_select(2, down).reshape(len(part), -1, m * n) for part in several]
 
     def append(self, x: Tensor, cells: Cells, counts: Pair, zero: Tensor, factor: float, constant: float) -> Tensor:
         """Four more coordinates: 0 is added to a product of tokens of the same side, -100 to others."""
@@ -191,6 +209,13 @@ def _offsets(queries: int, keys: int) -> Tensor:
     return (torch.arange(queries)[:, None] - torch.arange(keys) + keys - 1).flatten()
 
 
+def _parts(lines: int, logits: int) -> int:
+    """Into how many equal parts so many lines are cut, for each to have ``AT_ONCE`` of the logits or fewer."""
+    return next(
+        parts for parts in range(1, lines + 1) if parts == lines or (lines % parts == 0 and logits <= parts * AT_ONCE)
+    )
+
+
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=weight.dtype)
     layer.weight.copy_(weight)
@@ -201,16 +226,20 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 def in_unit_length(node: onnx.NodeProto) -> bool:
     """Whether a node divides queries or keys by their lengths. In float16 the guard against a length of 0 would
     vanish, and the scale of 100 over a short query's length pass 65504."""
-    return in_attention(node.name) and node.op_type in ("Clip", "Max", "Div", "Mul", "Reciprocal")
+    kinds = ("Clip", "Max", "Div", "Mul", "Reciprocal")
+    return in_attention(node.name) and not _in_weights(node.name) and node.op_type in kinds
 
 
 def in_logits(node: onnx.NodeProto) -> bool:
     """Whether a node makes logits or their softmax. They reach 116, where float16 steps by 0.06."""
-    kinds = ("Add", "ReduceMax", "Softmax", "Sub")
-    return in_attention(node.name) and (node.op_type in kinds or node.name.endswith("/MatMul"))
+    return in_attention(node.name) and _in_weights(node.name)
 
 
 def in_attention(name: str) -> bool:
     """Whether a node, by name, belongs to :class:`Similarity`; nodes are named after their modules."""
     scopes = name.split("/")
     return "attention" in scopes and any(part in scopes for part in PARTS)
+
+
+def _in_weights(name: str) -> bool:
+    return "weights" in name.split("/")
