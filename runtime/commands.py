@@ -291,6 +291,7 @@ def bench(
     from echoir.runtime.errors import ArtifactError, BackendError
     from echoir.runtime.machine import describe_machine, physical_cores
     from echoir.runtime.output import displayable, displayable_lines
+    from echoir.runtime.profiling import profile_onnxruntime
     from echoir.runtime.sessions import open_model, open_session
 
     if reference and "pytorch" not in against:
@@ -320,7 +321,7 @@ def bench(
         machine = describe_machine()
         shares = None
         if profile and isinstance(opened, Artifact) and opened.manifest.model.backend == "onnxruntime":
-            shares = measure.profile_onnxruntime(opened, len(subjects[0].tiles), threads)
+            shares = profile_onnxruntime(opened, subjects[0].tiles, threads)
     result = measure.report(
         opened.manifest, latencies, threads=threads, memory=(before, peak), machine=machine, profile=shares
     )

@@ -13,7 +13,7 @@ import pytest
 from builders import make_artifact, make_manifest, make_source, small_network
 from running import echoir
 
-from echoir.runtime import bench
+from echoir.runtime import bench, profiling
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.machine import UNKNOWN, describe_machine
@@ -111,7 +111,7 @@ class TestProfile:
         ]
 
     def test_shares_add_up_by_operator_module_and_function(self) -> None:
-        profile = bench.summarise(
+        profile = profiling.summarise(
             self.events(
                 ("encoder1/0/attention/qkv/Conv_nchwc", "Conv", 30),
                 ("ReorderInput_token_1", "ReorderInput", 2),  # for up3's reduction
@@ -143,10 +143,11 @@ class TestProfile:
             {"name": "model_run", "ts": 20, "dur": 10},
             {"name": "b_kernel_time", "args": {"op_name": "Add"}, "ts": 25, "dur": 3},
         ]
-        assert [event["name"] for event in bench.after_first_run(events)] == ["b_kernel_time"]
+        assert [event["name"] for event in profiling.after_first_run(events)] == ["b_kernel_time"]
 
     def test_a_real_session_shows_the_operators_of_its_graph(self, identity: Artifact) -> None:
-        profile = bench.profile_onnxruntime(identity, 1, threads=1, runs=2)
+        tiles = bench.sample_tiles(identity.manifest.input, (64, 64), 1)
+        profile = profiling.profile_onnxruntime(identity, tiles, threads=1, runs=2)
         assert set(profile.operators) <= {"Cast", "Mul", "Add", "Identity"}
         assert profile.operators
         assert sum(profile.operators.values()) == pytest.approx(1)
@@ -171,7 +172,8 @@ class TestProfile:
         from dataclasses import replace
 
         artifact = Artifact(replace(artifact.manifest, input=replace(manifest.input, name=name)), path)
-        profile = bench.profile_onnxruntime(artifact, 1, threads=1, runs=3)
+        tiles = bench.sample_tiles(artifact.manifest.input, (64, 64), 1)
+        profile = profiling.profile_onnxruntime(artifact, tiles, threads=1, runs=3)
         assert {"embed", "encoder1", "middle", "up1", "up2", "up3", "refinement", "output"} <= set(profile.modules)
         upsamplers = [profile.modules[name] for name in ("up1", "up2", "up3")]
         assert all(0.001 < share < 0.5 for share in upsamplers)
