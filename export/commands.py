@@ -202,7 +202,7 @@ def network_options(command: Any) -> Any:
     type=PictureType(),
     multiple=True,
     metavar="WxH",
-    help="Take the tile that wastes least at that picture size; may be repeated, as --tile.",
+    help="Take the tile that wastes least at that size of input; may be repeated, as --tile.",
 )
 @click.option(
     "--most",

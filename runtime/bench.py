@@ -6,17 +6,18 @@ other load fall on all of them alike; a ratio is the median over such turns.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from echoir.runtime.contract import Session
-from echoir.runtime.fit import SIZES, waste
+from echoir.runtime.fit import TITLE, Fit, fits
 from echoir.runtime.machine import Machine
 from echoir.runtime.manifest import Manifest, TensorSpec
 from echoir.runtime.profiling import Profile
@@ -25,24 +26,31 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Worker threads of one library keep spinning for a moment after its run and would slow the next one's.
 PAUSE = 0.01  # seconds
+Side = Literal["input", "output"]
+SIDES: tuple[Side, ...] = ("input", "output")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A session, the batch it is timed on, and the tile (height, width) and overlap in pixels."""
+    """A session, the batch it is timed on, and the tile (height, width) and overlap in pixels of its input.
+
+    ``area``: pixels of a picture that goes in, and of what comes out, for each pixel of a tile.
+    """
 
     name: str
     session: Session
     tiles: Array
     tile: tuple[int, int]
     overlap: int
+    area: tuple[int, int] = (1, 1)
 
 
 def subject(name: str, manifest: Manifest, session: Session, batch: int | None = None) -> Subject:
     """A session with a batch of noise, of the manifest's size (or one tile) unless told."""
     tile = (manifest.tile.height, manifest.tile.width)
     tiles = sample_tiles(manifest.input, tile, batch or manifest.tile.batch or 1)
-    return Subject(name, session, tiles, tile, manifest.tile.overlap)
+    area = manifest.network.mosaic**2, manifest.network.scale**2
+    return Subject(name, session, tiles, tile, manifest.tile.overlap, area)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Latency:
         batch: tiles per run.
         tile: height and width of a tile in pixels.
         overlap: pixels that neighbouring tiles share.
+        area: pixels of a picture that goes in, and of what comes out, for each pixel of a tile.
     """
 
     name: str
@@ -62,30 +71,30 @@ class Latency:
     batch: int
     tile: tuple[int, int]
     overlap: int
+    area: tuple[int, int] = (1, 1)
 
     def percentile(self, percent: float) -> float:
         """Seconds per batch."""
         return float(np.percentile(self.seconds, percent))
 
-    @property
-    def seconds_per_megapixel(self) -> tuple[float, ...]:
-        """Of every run: comparable where batches or tiles differ."""
-        megapixels = self.batch * self.tile[0] * self.tile[1] / 1e6
-        return tuple(seconds / megapixels for seconds in self.seconds)
+    def seconds_per_megapixel(self, side: Side) -> tuple[float, ...]:
+        """Of every run, before any overlap: comparable where batches or tiles differ."""
+        return tuple(seconds / self._megapixels(side, 0) for seconds in self.seconds)
 
-    @property
-    def megapixels_per_second(self) -> float:
-        """Pixels that go through the session, at the median."""
-        return self.batch * self.tile[0] * self.tile[1] / 1e6 / self.percentile(50)
+    def megapixels_per_second(self, side: Side) -> float:
+        """Pixels of tiles that go into the session, or come out, at the median."""
+        return self._megapixels(side, 0) / self.percentile(50)
 
-    @property
-    def effective_megapixels_per_second(self) -> float:
+    def effective_megapixels_per_second(self, side: Side) -> float:
         """Pixels of a large image restored, at the median: every tile adds all but its overlap."""
-        height, width = (side - self.overlap for side in self.tile)
-        return self.batch * height * width / 1e6 / self.percentile(50)
+        return self._megapixels(side, self.overlap) / self.percentile(50)
+
+    def _megapixels(self, side: Side, overlap: int) -> float:
+        height, width = (length - overlap for length in self.tile)
+        return self.batch * height * width * self.area[SIDES.index(side)] / 1e6
 
     def to_dict(self) -> dict[str, Any]:
-        """Milliseconds per batch and per tile, and throughput, JSON-ready."""
+        """Milliseconds per batch and per tile, and throughput going in and coming out, JSON-ready."""
         p50, p99 = self.percentile(50) * 1e3, self.percentile(99) * 1e3
         return {
             "name": self.name,
@@ -95,8 +104,8 @@ class Latency:
             "iterations": len(self.seconds),
             "batch_ms": {"p50": p50, "p99": p99},
             "tile_ms": {"p50": p50 / self.batch, "p99": p99 / self.batch},
-            "megapixels_per_s": self.megapixels_per_second,
-            "effective_megapixels_per_s": self.effective_megapixels_per_second,
+            "megapixels_per_s": {side: self.megapixels_per_second(side) for side in SIDES},
+            "effective_megapixels_per_s": {side: self.effective_megapixels_per_second(side) for side in SIDES},
         }
 
 
@@ -135,7 +144,7 @@ def measure(subjects: Sequence[Subject], iterations: int, warmup: int) -> list[L
     """Time sessions in turn; see :func:`time_in_turn`."""
     times = time_in_turn(subjects, iterations, warmup)
     pairs = zip(subjects, times, strict=True)
-    return [Latency(s.name, seconds, len(s.tiles), s.tile, s.overlap) for s, seconds in pairs]
+    return [Latency(s.name, seconds, len(s.tiles), s.tile, s.overlap, s.area) for s, seconds in pairs]
 
 
 @dataclass(frozen=True)
@@ -182,13 +191,24 @@ def report(
         "threads": threads,
         "latency": [latency.to_dict() for latency in latencies],
         "ratios": {
-            other.name: asdict(ratio(other.seconds_per_megapixel, own.seconds_per_megapixel)) for other in others
+            other.name: {
+                f"per_{side}_pixel": asdict(ratio(other.seconds_per_megapixel(side), own.seconds_per_megapixel(side)))
+                for side in SIDES
+            }
+            for other in others
         },
         "memory": {"before_bytes": memory[0], "peak_bytes": memory[1]},
         "profile": asdict(profile) if profile else None,
         "machine": asdict(machine),
-        "waste": {name: waste(manifest, *size)[2] for name, size in SIZES.items()},
+        "pictures": {name: _picture(fit, own) for name, fit in fits(manifest).items()},
     }
+
+
+def _picture(fit: Fit, latency: Latency) -> dict[str, Any]:
+    """What a picture costs, and its seconds by the median of a pixel: reading, blending and writing come on top."""
+    pixels = fit.tiles * fit.tile[0] * fit.tile[1]
+    timed = latency.batch * latency.tile[0] * latency.tile[1]
+    return asdict(fit) | {"seconds": latency.percentile(50) * pixels / timed}
 
 
 def as_text(result: dict[str, Any], operators: int = 8) -> str:
@@ -199,31 +219,41 @@ def as_text(result: dict[str, Any], operators: int = 8) -> str:
     """
     artifact, memory, machine = result["artifact"], result["memory"], result["machine"]
     first = result["latency"][0]
+    larger = any(own["megapixels_per_s"]["input"] != own["megapixels_per_s"]["output"] for own in result["latency"])
     tile = " x ".join(map(str, first["tile"]))
     lines = [
         f"{artifact['name']}: {artifact['backend']}, {artifact['precision']}, tile {tile}, overlap {first['overlap']}, "
         f"threads {result['threads']}, {first['iterations']} runs in turn",
         "",
-        f"{'':<24}{'p50':>11}{'p99':>11}{'per tile p50':>14}{'p99':>11}{'MP/s':>9}{'effective':>11}",
+        f"{'':<24}{'p50':>11}{'p99':>11}{'per tile p50':>14}{'p99':>11}{'MP/s':>9}{'effective':>11}"
+        + (f"{'out':>11}" if larger else ""),
     ]
     for own in result["latency"]:
         batch, each = own["batch_ms"], own["tile_ms"]
+        given, made = (own["effective_megapixels_per_s"][side] for side in SIDES)
         lines.append(
             f"{_shorten(own['name'], 14) + ', batch ' + str(own['batch']):<24}"
             f"{batch['p50']:>8.1f} ms{batch['p99']:>8.1f} ms{each['p50']:>11.1f} ms{each['p99']:>8.1f} ms"
-            f"{own['megapixels_per_s']:>9.3f}{own['effective_megapixels_per_s']:>11.3f}"
+            f"{own['megapixels_per_s']['input']:>9.3f}{given:>11.3f}" + (f"{made:>11.3f}" if larger else "")
         )
     lines.append(
-        "MP/s: megapixels of tiles a second; effective: of the picture, where neighbouring tiles share their overlap"
+        "MP/s: megapixels of tiles that go in, a second; effective: of the picture, whose tiles share their overlap"
+        + ("; out: of what it becomes" if larger else "")
     )
-    for name, quotient in result["ratios"].items():
-        lines.append(
-            f"{name} takes {quotient['median']:.2f} times as long per pixel (median of {quotient['pairs']} turns; "
-            f"eight in ten between {quotient['p10']:.2f} and {quotient['p90']:.2f})"
-        )
+    for name, quotients in result["ratios"].items():
+        given, made = quotients["per_input_pixel"], quotients["per_output_pixel"]
+        same = math.isclose(given["median"], made["median"], rel_tol=1e-9)
+        told = {"per pixel": given} if same else {"per pixel that goes in": given, "per pixel that comes out": made}
+        for words, quotient in told.items():
+            lines.append(
+                f"{name} takes {quotient['median']:.2f} times as long {words} (median of {quotient['pairs']} turns; "
+                f"eight in ten between {quotient['p10']:.2f} and {quotient['p90']:.2f})"
+            )
     before, peak = (f"{memory[name] / (1 << 20):.0f} MiB" for name in ("before_bytes", "peak_bytes"))
-    costs = ", ".join(f"{name} {cost:.2f}" for name, cost in result["waste"].items())
-    lines += ["", f"pixels through the network for each of a picture's: {costs}"]
+    lines += ["", f"{TITLE}; its time (reading, blending and writing come on top)"]
+    for name, picture in result["pictures"].items():
+        fit = Fit(**{field: value for field, value in picture.items() if field != "seconds"})
+        lines.append(f"{name:<16}{fit.text}{picture['seconds']:>12.4g} s")
     lines += ["", f"peak memory {peak} ({before} before the session was opened)"]
     if (profile := result["profile"]) is not None:
         lines += ["", *_profile_text(profile, operators)]

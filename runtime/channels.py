@@ -103,7 +103,7 @@ def route(network: Descriptor, channels: int) -> Route:
     """
     given, made, factor = CHANNELS[network.input], CHANNELS[network.output], network.scale
     if network.input == "RGGB" and channels == 1:
-        return Route(channels, given, made, factor, mosaic=2, result=made)
+        return Route(channels, given, made, factor, mosaic=network.mosaic, result=made)
     if network.input == "RGB" and channels == 1:
         return Route(channels, given, made, factor, result=1)
     if (network.input, network.output, channels) == ("gray", "gray", 3):

@@ -387,4 +387,5 @@ def _opponent(
         own.tiles,
         own.tile,
         own.overlap,
+        own.area,
     )

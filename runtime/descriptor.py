@@ -58,6 +58,11 @@ class Descriptor:
     measured: tuple[str, ...] = ()
 
     @property
+    def mosaic(self) -> int:
+        """Pixels of a picture for each of the input, each side: a mosaic's (RGGB) has four planes of a quarter."""
+        return 2 if self.input == "RGGB" else 1
+
+    @property
     def name(self) -> str:
         """Architecture and variant, for people."""
         return " ".join(filter(None, (self.architecture, self.variant)))

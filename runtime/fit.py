@@ -7,6 +7,7 @@ width are free takes a tile for each size of picture; an engine takes the one th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 from echoir.runtime.descriptor import Pair
@@ -26,6 +27,7 @@ SIZES: dict[str, Pair] = {  # (height, width) of pictures that people have
     "12 megapixels": (3000, 4000),
     "100 megapixels": (8660, 11547),
 }
+TITLE = "pictures, their tiles, and the pixels through the network for each of theirs"
 
 
 @lru_cache(256)
@@ -78,7 +80,7 @@ def fitted(manifest: Manifest, height: int, width: int, overlap: int) -> Manifes
 
 
 def waste(manifest: Manifest, height: int, width: int, overlap: int | None = None) -> tuple[int, Pair, float]:
-    """Tiles of a picture, their (height, width), and the pixels through the network for each of the picture's."""
+    """Tiles of a network's input of that size, their (height, width), and the pixels through it for each of those."""
     overlap = manifest.tile.overlap if overlap is None else overlap
     tile = fitted(manifest, height, width, overlap).tile
     down, across = manifest.network.phase
@@ -87,11 +89,43 @@ def waste(manifest: Manifest, height: int, width: int, overlap: int | None = Non
     return count, (tile.height, tile.width), count * tile.height * tile.width / (height * width)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What a picture of some size costs.
+
+    Args:
+        input, output: (height, width) of the picture that goes in, and of what comes out.
+        tiles: how many it takes.
+        tile: their (height, width), in pixels of the network's input.
+        waste: pixels through the network for each of the picture's.
+    """
+
+    input: Pair
+    output: Pair
+    tiles: int
+    tile: Pair
+    waste: float
+
+    @property
+    def text(self) -> str:
+        """A row under :data:`TITLE`; the sizes of pictures with their width first, as people say them."""
+        given, made = (f"{width} x {height}" for height, width in (self.input, self.output))
+        sizes = given if given == made else f"{given} to {made}"
+        tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)} of {self.tile[0]} x {self.tile[1]}"
+        return f"{sizes:<31}{tiles:<27}{self.waste:>6.2f}"
+
+
+def fits(manifest: Manifest) -> dict[str, Fit]:
+    """:func:`waste` for pictures of usual sizes, by their names; mosaics have even sides."""
+    scale, mosaic = manifest.network.scale, manifest.network.mosaic
+    found = {}
+    for name, (height, width) in SIZES.items():
+        rows, columns = height // mosaic, width // mosaic
+        sizes = (mosaic * rows, mosaic * columns), (scale * rows, scale * columns)
+        found[name] = Fit(*sizes, *waste(manifest, rows, columns))
+    return found
+
+
 def wastes(manifest: Manifest) -> list[str]:
-    """:func:`waste` for pictures of usual sizes, a line each."""
-    lines = []
-    for name, size in SIZES.items():
-        count, (height, width), cost = waste(manifest, *size)
-        tiles = f"{count} tile{'s' * (count > 1)} of {height} x {width}"
-        lines.append(f"{name:<16}{tiles:<24}{cost:.2f} pixels through the network for each of the picture's")
-    return lines
+    """:func:`fits`, a line each, and what they say."""
+    return [TITLE, *(f"{name:<16}{fit.text}" for name, fit in fits(manifest).items())]

@@ -54,8 +54,9 @@ def test_latency_and_throughput_in_closed_form() -> None:
     figures = latency.to_dict()
     assert figures["batch_ms"] == {"p50": pytest.approx(510), "p99": pytest.approx(1000)}
     assert figures["tile_ms"] == {"p50": pytest.approx(127.5), "p99": pytest.approx(250)}
-    assert figures["megapixels_per_s"] == pytest.approx(4 * 0.02 / 0.51)
-    assert figures["effective_megapixels_per_s"] == pytest.approx(4 * 80 * 180 / 1e6 / 0.51)
+    given, effective = 4 * 0.02 / 0.51, 4 * 80 * 180 / 1e6 / 0.51
+    assert figures["megapixels_per_s"] == pytest.approx({"input": given, "output": given})
+    assert figures["effective_megapixels_per_s"] == pytest.approx({"input": effective, "output": effective})
 
 
 def test_effective_throughput_is_what_a_large_image_gets() -> None:
@@ -65,7 +66,7 @@ def test_effective_throughput_is_what_a_large_image_gets() -> None:
     latency = bench.Latency("x", (1.0, 1.0), batch=1, tile=(64, 64), overlap=8)
     side = 100 * 56 + 8
     tiles = len(tile_starts(side, 64, 8)) ** 2
-    assert side**2 / 1e6 / tiles == pytest.approx(latency.effective_megapixels_per_second, rel=0.01)
+    assert side**2 / 1e6 / tiles == pytest.approx(latency.effective_megapixels_per_second("input"), rel=0.01)
 
 
 def test_sessions_take_turns_in_alternating_order() -> None:
@@ -265,6 +266,40 @@ class TestCommand:
         assert len(figures["latency"]) == 2
         assert len(figures["ratios"]) == 1
 
+    def test_pixels_that_go_in_and_come_out_are_told_apart(self, tmp_path: Path) -> None:
+        """Of a network that enlarges three times, and of one that makes four pixels of a mosaic one colour each."""
+        networks = [Descriptor("Repeat", "sr", 1, scale=3), Descriptor("Raw", "demosaic", 1, input="RGGB", scale=2)]
+        larger, raw = (
+            make_artifact(tmp_path, network.architecture, tile=(64, 96), overlap=8, network=network)
+            for network in networks
+        )
+        timed = ("--iterations", 2, "--warmup", 0, "--threads", 1, "--no-profile", "--json", tmp_path / "b.json")
+        result = echoir("bench", "-m", larger.model_path, "--against", raw.model_path, *timed)
+        assert result.code == 0
+        figures = json.loads((tmp_path / "b.json").read_text())
+        for own, given, made in zip(figures["latency"], (1, 4), (9, 4), strict=True):
+            seconds = own["batch_ms"]["p50"] / 1e3
+            whole, effective = 64 * 96 / 1e6 / seconds, 56 * 88 / 1e6 / seconds
+            assert own["megapixels_per_s"] == pytest.approx({"input": given * whole, "output": made * whole})
+            assert own["effective_megapixels_per_s"] == pytest.approx(
+                {"input": given * effective, "output": made * effective}
+            )
+        per = figures["ratios"]["Raw"]
+        assert per["per_output_pixel"]["median"] == pytest.approx(9 * per["per_input_pixel"]["median"])
+        assert "times as long per pixel that goes in" in result.out
+        assert "times as long per pixel that comes out" in result.out
+        assert "out: of what it becomes" in result.out
+        seconds = figures["latency"][0]["tile_ms"]["p50"] / 1e3
+        assert figures["pictures"]["720p"] == {
+            "input": [720, 1280],
+            "output": [2160, 3840],
+            "tiles": 13 * 15,
+            "tile": [64, 96],
+            "waste": pytest.approx(13 * 15 * 64 * 96 / (720 * 1280)),
+            "seconds": pytest.approx(13 * 15 * seconds),
+        }
+        assert "1280 x 720 to 3840 x 2160" in result.out
+
     def test_pytorch_runs_in_turn(self, tmp_path: Path) -> None:
         pytest.importorskip("torch", reason="pip install '.[train]'")
         from echoir.checkpoint import save_checkpoint
@@ -279,7 +314,7 @@ class TestCommand:
         assert result.code == 0
         figures = json.loads((tmp_path / "b.json").read_text())
         # Against one multiplication per pixel, any network is slow.
-        assert figures["ratios"]["pytorch"]["median"] > 5
+        assert figures["ratios"]["pytorch"]["per_input_pixel"]["median"] > 5
         assert [latency["name"] for latency in figures["latency"]] == ["test", "pytorch"]
 
         other = make_artifact(

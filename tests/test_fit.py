@@ -20,7 +20,7 @@ from echoir.runtime.artifact import write_artifact
 from echoir.runtime.contract import Device
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError
-from echoir.runtime.fit import SIZES, best_tile, waste
+from echoir.runtime.fit import SIZES, best_tile, fits, waste
 from echoir.runtime.manifest import Engine, Manifest, Model
 from echoir.runtime.sessions import open_session
 from echoir.runtime.tiling import tile_starts
@@ -161,11 +161,23 @@ def test_inspect_and_bench_say_what_tiles_cost(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path, tile=(256, 256), overlap=32)
     text = echoir("inspect", artifact.model_path, "--full").out
     assert "6 tiles of 256 x 256" in text
-    assert "2.55 pixels through the network for each of the picture's" in text
+    assert "481 x 321       481 x 321                      6 tiles of 256 x 256         2.55" in text
     timed = ("--iterations", 2, "--warmup", 0, "--threads", 1, "--no-profile", "--json", tmp_path / "b.json")
     result = echoir("bench", "-m", artifact.model_path, *timed)
-    assert "481 x 321 2.55, 512 x 512 2.25, 720p 1.71, 1080p 1.42, 4K 1.34" in result.out
-    assert json.loads((tmp_path / "b.json").read_text())["waste"]["1080p"] == pytest.approx(1.4222, abs=1e-4)
+    assert "1920 x 1080                    45 tiles of 256 x 256        1.42 " in result.out
+    assert json.loads((tmp_path / "b.json").read_text())["pictures"]["1080p"]["waste"] == pytest.approx(
+        1.4222, abs=1e-4
+    )
+
+
+def test_pictures_of_a_mosaic_are_a_quarter_for_its_network(tmp_path: Path) -> None:
+    network = Descriptor("Raw", "demosaic", 1, input="RGGB", scale=2)
+    manifest = make_manifest(tile=(64, 64), overlap=8, network=network)
+    restorer = Restorer(None, manifest)  # type: ignore[arg-type]
+    for name, (height, width) in SIZES.items():
+        even = height // 2 * 2, width // 2 * 2
+        found = fits(manifest)[name]
+        assert (found.tiles, found.input, found.output) == (restorer.tiles(*even, 1), even, even)
 
 
 @settings(deadline=None, max_examples=30)
