@@ -28,7 +28,8 @@ RUN = """
 import json, sys, time
 model, out, device, *pictures = sys.argv[1:]
 from echoir.runtime.restorer import Restorer
-from echoir.runtime.{jobs} import Report, plan, restore
+from echoir.runtime.{jobs} import Report, restore
+from echoir.runtime.{plans} import plan
 with Restorer.open(model, threads=1, device=device) as restorer:
     for turn in range(2):
         begun = time.perf_counter(), time.process_time()
@@ -45,7 +46,7 @@ import sys, time
 model, out, device, *pictures = sys.argv[1:]
 import numpy as np
 from echoir.runtime.images import open_picture, save_picture
-from echoir.runtime.jobs import plan
+from echoir.runtime.plans import plan
 from echoir.runtime.restorer import Restorer
 pictures = [str(job.source) for job in plan(pictures, out)[0]]
 spent = np.zeros(3)
@@ -83,8 +84,12 @@ class Side:
 
 
 def once(side: Side, pictures: list[str]) -> tuple[float, float, int]:
-    there = side.package is None or (side.package / "echoir/runtime/jobs.py").exists()
-    wall, processor, count = json.loads(side.run(RUN.format(jobs="jobs" if there else "restore"), pictures))
+    def there(name: str) -> bool:
+        return side.package is None or (side.package / f"echoir/runtime/{name}.py").exists()
+
+    jobs = "jobs" if there("jobs") else "restore"
+    code = RUN.format(jobs=jobs, plans="plans" if there("plans") else jobs)
+    wall, processor, count = json.loads(side.run(code, pictures))
     return wall, processor, count
 
 

@@ -121,7 +121,7 @@ def output(*arguments: object) -> str:
 def policies(seconds: float, inference: float, deadline: float) -> None:
     """A model that is too slow, at 30 frames a second, under each policy: latency, memory, counters."""
 
-    from echoir.runtime.streams.pipeline import ImageStream
+    from echoir.runtime.streams.images import ImageStream
 
     def frames() -> Iterator[np.ndarray[Any, Any]]:
         start, image = time.monotonic(), np.zeros((540, 960, 3), np.uint8)

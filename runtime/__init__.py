@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.images import open_picture
     from echoir.runtime.restorer import Restorer
-    from echoir.runtime.streams.pipeline import Frame
+    from echoir.runtime.streams.images import Frame
 
 __all__ = ["Artifact", "Frame", "Restorer", "open_picture"]
 
 _HOMES = {
     "Artifact": "echoir.runtime.artifact",
-    "Frame": "echoir.runtime.streams.pipeline",
+    "Frame": "echoir.runtime.streams.images",
     "Restorer": "echoir.runtime.restorer",
     "open_picture": "echoir.runtime.images",
 }

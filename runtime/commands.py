@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from echoir.runtime.artifact import Artifact
     from echoir.runtime.bench import Subject
     from echoir.runtime.contract import Device
-    from echoir.runtime.jobs import Exists, Report
+    from echoir.runtime.jobs import Report
+    from echoir.runtime.plans import Exists
     from echoir.runtime.restorer import Restorer
     from echoir.runtime.serving.session import Served
 
@@ -198,9 +199,10 @@ def restore(
     --on ray for a Ray cluster (docs/scaling.md).
     """
     from echoir.runtime.images import MAX_PIXELS
-    from echoir.runtime.jobs import Naming, PlanError, Report, part_of, plan
+    from echoir.runtime.jobs import Report
     from echoir.runtime.jobs import restore as run
     from echoir.runtime.output import displayable
+    from echoir.runtime.plans import Naming, PlanError, part_of, plan
 
     if on is None and any(option is not None for option in (workers, gpus, attempts)):
         raise click.UsageError("--workers, --gpus and --attempts go with --on ray")

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echoir.runtime.segments import (
-    comment_chunk,
-    fitting_chunks,
-    jfif_segment,
-    put_chunks,
-    put_segments,
-    resolution_chunk,
-    xmp_chunk,
-)
+from echoir.runtime.jpeg import jfif_segment, put_segments
+from echoir.runtime.png import comment_chunk, fitting_chunks, put_chunks, resolution_chunk, xmp_chunk
 from echoir.runtime.tags import EXTRA_SAMPLES, RESOLUTION_UNIT, Tag, add_tags, carried, to_exif, with_orientation
 from echoir.runtime.vips import encoded, use_threads, vips
 

@@ -134,6 +134,26 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def replace_bytes(path: Path, start: int, end: int, data: bytes) -> None:
+    """Put ``data`` in place of the bytes from ``start`` to ``end`` - 1 of a file.
+
+    What follows moves within the file, from its far end on, so that no second file is made.
+    """
+    shift = len(data) - (end - start)
+    block = max(1 << 20, abs(shift))
+    with open(path, "r+b") as file:
+        size = file.seek(0, 2)
+        starts = range(end, size, block)
+        for place in reversed(starts) if shift > 0 else starts if shift < 0 else ():
+            file.seek(place)
+            moved = file.read(block)
+            file.seek(place + shift)
+            file.write(moved)
+        file.seek(start)
+        file.write(data)
+        file.truncate(size + shift)
+
+
 _LEFT = re.compile(r"\.echoir-[0-9a-f]{12}(\.[^.]*)?")
 _cleared: set[Path] = set()
 _clearing = threading.Lock()

@@ -3,7 +3,7 @@
 libvips does the work (pyvips): it holds 16-bit colour, which Pillow does not, needs no copy of the
 pixels to write them, and carries profiles, EXIF, XMP, IPTC and resolution between formats. Within a format,
 what it does not keep goes on as it stands: a PNG's chunks, a JPEG's segments, a TIFF's tags
-(``segments.py``, ``tags.py``). :attr:`Picture.left` says what does not.
+(``png.py``, ``jpeg.py``, ``tags.py``). :attr:`Picture.left` says what does not.
 
 Memory is that of the decoded pixels. Only WebP, progressive JPEG and interlaced PNG are held whole once
 more while they are decoded (or, WebP, written): those formats cannot be streamed.
@@ -28,9 +28,11 @@ import numpy as np
 from echoir.runtime.bmp import bmpload
 from echoir.runtime.encoders import encode
 from echoir.runtime.errors import ImageError
+from echoir.runtime.extras import Extras
 from echoir.runtime.files import atomic_write
 from echoir.runtime.picture import WRITABLE, Picture
-from echoir.runtime.segments import SIGNATURE, Extras, is_whole, read_extras
+from echoir.runtime.png import SIGNATURE
+from echoir.runtime.segments import is_whole, read_extras
 from echoir.runtime.tags import ORIENTATION, PHOTOMETRIC
 from echoir.runtime.vips import cause_of, encoded, fields_of, header_fields, not_of_the_file, use_threads, vips
 

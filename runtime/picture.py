@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echoir.runtime.channels import enlarged
-from echoir.runtime.segments import Extras, scaled_extras, without_profile
+from echoir.runtime.extras import Extras, scaled_extras, without_profile
 from echoir.runtime.tags import EXTRA_SAMPLES
 from echoir.runtime.vips import scaled_fields
 

@@ -22,8 +22,9 @@ from echoir.runtime.contract import Device
 from echoir.runtime.errors import ArtifactError, BackendError, EchoIRError, ImageError, needs_extra
 from echoir.runtime.forms import warning
 from echoir.runtime.images import MAX_PIXELS
-from echoir.runtime.jobs import Exists, Failure, Job, Report, pending, restore_one
+from echoir.runtime.jobs import Report, pending, restore_one
 from echoir.runtime.machine import usable_cores
+from echoir.runtime.plans import Exists, Failure, Job
 from echoir.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def restore_on_ray(
     Args:
         settings: of every worker; relative paths are taken from here.
         cluster: where.
-        jobs: what :func:`echoir.runtime.jobs.plan` returned.
+        jobs: what :func:`echoir.runtime.plans.plan` returned.
         report: filled in as the work goes on.
 
     Raises:

@@ -25,7 +25,8 @@ from echoir.runtime.strength import Mixture, check_strength
 from echoir.runtime.tiling import Axis, reflect, tile_axis
 
 if TYPE_CHECKING:
-    from echoir.runtime.streams.pipeline import Frame, ImageStream, Policy
+    from echoir.runtime.streams.images import Frame, ImageStream
+    from echoir.runtime.streams.pipeline import Policy
 
 ReadRows = Callable[[int, int], Array]
 OnTiles = Callable[[int, int], None]
@@ -187,7 +188,7 @@ class Restorer:
             RejectedOutputError: while iterating without a deadline, the session gave unusable pixels; with
                 one the frame is counted as rejected, and is late.
         """
-        from echoir.runtime.streams.pipeline import ImageStream
+        from echoir.runtime.streams.images import ImageStream
 
         if deadline is not None and policy == "pass" and not keeps_pictures(network := self.manifest.network):
             raise ValueError(f"{network.name} changes a picture's size or channels: no frame can pass unrestored")

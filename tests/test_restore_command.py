@@ -15,8 +15,8 @@ from running import echoir
 
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.images import open_picture
-from echoir.runtime.jobs import Job, Naming, PlanError, plan
 from echoir.runtime.picture import WRITABLE
+from echoir.runtime.plans import Job, Naming, PlanError, plan
 
 
 def write(path: Path, seed: int = 0, size: tuple[int, int] = (40, 50), **options: Any) -> np.ndarray[Any, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 from running import echoir
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.jobs import Job, part_of
+from echoir.runtime.plans import Job, part_of
 
 NAMES = st.lists(
     st.text("abcé/ .", min_size=1).filter(lambda name: name.strip("/. ")), min_size=1, max_size=40, unique=True

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.errors import ImageError, RejectedOutputError
 from echoir.runtime.restorer import Restorer
-from echoir.runtime.streams.pipeline import Frame, Latencies, Policy, Stream
+from echoir.runtime.streams.images import Frame
+from echoir.runtime.streams.pipeline import Latencies, Policy, Stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
