@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --data DIR [--table strategy|upsampler] [--seeds 3] [--steps 400]
         [--start denoise] -o runs/ablations
 
-Every arm trains ``tiny`` for denoising on the same crops from the same weights, seed by seed: random ones, or those of a
-checkpoint.
+Every arm trains ``tiny`` for denoising on the same crops from the same weights, seed by seed: random ones, or a
+checkpoint's.
 A step of AS-BLO costs three forward-backward passes and one forward pass, counted as 10/3: the arms of equal passes
 take that many more steps, or as many more as their own step is cheaper. PSNR is that of held-out pictures at
 sigma 25, averaged weights, in dB.

@@ -121,8 +121,8 @@ def fits(manifest: Manifest) -> dict[str, Fit]:
     found = {}
     for name, (height, width) in SIZES.items():
         rows, columns = height // mosaic, width // mosaic
-        sizes = (mosaic * rows, mosaic * columns), (scale * rows, scale * columns)
-        found[name] = Fit(*sizes, *waste(manifest, rows, columns))
+        tiles, tile, share = waste(manifest, rows, columns)
+        found[name] = Fit((mosaic * rows, mosaic * columns), (scale * rows, scale * columns), tiles, tile, share)
     return found
 
 
