@@ -30,7 +30,8 @@ from echoir.checkpoint import SHIPPED, load_checkpoint
 from echoir.data import Picture, list_pictures, read_float
 from echoir.degradations import TASKS
 from echoir.evaluate import restore_whole
-from echoir.export.pipeline import Request, export_artifact
+from echoir.export.pipeline import export_artifact
+from echoir.export.request import Request
 from echoir.forms import FORMS
 from echoir.metrics import luma, psnr, to_8bit
 from echoir.samples import Samples, noisy_samples, open_samples

@@ -24,7 +24,8 @@ import torch
 
 from echoir.checkpoint import load_checkpoint
 from echoir.export.engine import EngineOptions, EngineTarget, build_engine
-from echoir.export.pipeline import Request, export_artifact
+from echoir.export.pipeline import export_artifact
+from echoir.export.request import Request
 from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.bench import Subject, measure, sample_tiles
 from echoir.runtime.contract import Session

@@ -14,7 +14,8 @@ from pathlib import Path
 from subjects import network
 
 from echoir.checkpoint import save_checkpoint
-from echoir.export.pipeline import Request, export_artifact
+from echoir.export.pipeline import export_artifact
+from echoir.export.request import Request
 
 
 def main() -> None:

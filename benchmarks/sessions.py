@@ -25,8 +25,9 @@ from subjects import network
 from torch import Tensor, nn
 
 from echoir.checkpoint import load_checkpoint, save_checkpoint
-from echoir.export.pipeline import Request, export_artifact
+from echoir.export.pipeline import export_artifact
 from echoir.export.reference import PyTorchSession
+from echoir.export.request import Request
 from echoir.export.sources import TorchSource
 from echoir.export.typed import export_onnx
 from echoir.networks.echoir import PRESETS

@@ -91,6 +91,22 @@ def equalize(
 
 def spots(graph: Graph) -> list[Spot]:
     """Everywhere a graph can be equalized."""
+    return [spot for spot in _found(graph) if _exact(graph, spot)]
+
+
+def _exact(graph: Graph, spot: Spot) -> bool:
+    """Whether channels can be scaled there and back: of graphs that nobody here wrote, not every one can."""
+    channels = graph.shapes[spot.tensor][1]
+    scaled = all(name in graph.weights and graph.shapes[name][0] == channels for name in spot.before)
+    return scaled and all(
+        layer.weight is not None
+        and len(graph.consumers[layer.weight]) == 1  # a weight of two layers is scaled for one and spoils the other
+        and graph.shapes[layer.weight][0 if layer.kind == "depthwise" else 1] == channels
+        for layer in spot.readers
+    )
+
+
+def _found(graph: Graph) -> list[Spot]:
     by_name = {layer.name: layer for layer in graph.layers}
     found: list[Spot] = []
     for node in graph.model.graph.node:
@@ -99,6 +115,8 @@ def spots(graph: Graph) -> list[Spot]:
             if len(behind) != 1 or behind[0].op_type != "Transpose":
                 continue
             (transpose,) = behind
+            if list(transpose.attribute[0].ints)[:2] != [0, 3]:  # the channels, which came last
+                continue
             readers = [by_name.get(one.name) for one in graph.consumers[transpose.output[0]]]
             if readers and all(reader is not None and reader.kind == "pointwise" for reader in readers):
                 layers = tuple(reader for reader in readers if reader is not None)
@@ -155,10 +173,11 @@ def _own(graph: Graph, name: str, spot: Spot) -> onnx.TensorProto:
         return tensor
     copy = graph.model.graph.initializer.add()
     copy.CopyFrom(tensor)
-    copy.name = f"{spot.tensor}/scale"
+    copy.name = f"{spot.tensor}/scale" if f"{spot.tensor}/scale" not in graph.consumers else f"{spot.tensor}/offset"
     node = _producer(graph, spot, users)
     node.input[:] = [copy.name if given == name else given for given in node.input]
     users.remove(node)
+    graph.consumers[copy.name].append(node)
     return copy
 
 

@@ -85,9 +85,11 @@ class Graph:
             return None
         if node.op_type != "Conv":
             return self._matrix(node)
-        _, per_group, height, width = self.shapes[node.input[1]]
+        if node.input[1] not in self.weights or len(self.shapes[node.input[1]]) != 4:
+            return None  # weights that are computed, or a convolution of another kind
+        made, per_group, height, width = self.shapes[node.input[1]]
         kind: Kind = "pointwise" if height == width == 1 else "convolution"
-        if group(node) > 1 and per_group == 1:
+        if per_group == 1 and 1 < group(node) == made:
             kind = "depthwise"
         return Layer(node.name, kind, self._macs(node), (node.input[0],), node.input[1])
 
@@ -110,6 +112,8 @@ class Graph:
         if node.op_type in ("Gemm", "MatMul"):
             summed = -2 if attribute(node, "transA", 0) else -1
             return math.prod(self.shapes[node.output[0]]) * self.shapes[node.input[0]][summed]
+        if node.op_type == "ConvTranspose":
+            return math.prod(self.shapes[node.input[0]]) * math.prod(self.shapes[node.input[1]][1:])
         own = self.structure.macs.get(node.op_type)
         return 0 if own is None else own(node, self.shapes)
 

@@ -50,7 +50,7 @@ def observe(
 
     Args:
         model: float32, one image per run.
-        tensors: what to look at; channels are their second axis.
+        tensors: what to look at; channels are their second axis, or the last of three.
         tiles: each [1, 3, H, W] or whatever the model takes.
         threads: of ONNX Runtime.
         on_tile: told after every tile.
@@ -65,10 +65,12 @@ def observe(
     places = dict.fromkeys(names, 0)
     for index, tile in enumerate(tiles):
         rng = np.random.default_rng((seed, index))
-        seen = {source: tile, **dict(zip(inner, session.run(inner, {source: tile}), strict=True))}
+        given = session.run(inner, {source: tile}) if inner else []  # no names would be all outputs
+        seen = {source: tile, **dict(zip(inner, given, strict=True))}
         for name in names:
             found = seen[name]
-            rows = np.moveaxis(found, 1, 0).reshape(found.shape[1], -1)
+            axis = 2 if found.ndim == 3 else 1
+            rows = np.moveaxis(found, axis, 0).reshape(found.shape[axis], -1)
             peaks[name].append(np.abs(rows).max(axis=1))
             places[name] += rows.shape[1]
             count = min(SAMPLES, rows.shape[1])

@@ -20,6 +20,7 @@ from echoir.forms import FORMS
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ImageError
 from echoir.runtime.output import displayable
+from echoir.runtime.tiling import reflect
 
 SHIPPED = Path(__file__).parent / "pictures"
 SIGMA = 25.0
@@ -210,9 +211,16 @@ def _crop_first(
 
 
 def middle(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """The middle of a picture [H, W, C], at most so large."""
+    """The middle of a picture [H, W, C] or [H, W], at most so large."""
     top, left = (max(size - most, 0) // 2 for size, most in zip(image.shape, (height, width), strict=False))
     return image[top : top + height, left : left + width]
+
+
+def filled(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """The middle of a picture [H, W, C] or [H, W], exactly so large: small ones are extended by reflection."""
+    part = middle(image, height, width)
+    down, across = (reflect(size, side) for size, side in zip(part.shape, (height, width), strict=False))
+    return np.ascontiguousarray(part[down][:, across])
 
 
 def open_samples(

@@ -11,7 +11,8 @@ import click
 
 from echoir import __version__
 from echoir.checkpoint import find_checkpoint
-from echoir.export.pipeline import Request, export_artifact
+from echoir.export.pipeline import export_artifact
+from echoir.export.request import Request
 from echoir.runtime.artifact import Artifact
 from echoir.runtime.caches import cache_folder
 from echoir.runtime.errors import ArtifactError

@@ -53,6 +53,19 @@ class PictureType(click.ParamType):  # type: ignore[type-arg]
         return int(height), int(width)
 
 
+class OverlapType(click.ParamType):  # type: ignore[type-arg]
+    """A number of pixels, or ``auto``."""
+
+    name = "overlap"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int) or value == "auto":
+            return value
+        if not value.isdecimal():
+            self.fail(f"{value!r} is neither a number of pixels nor 'auto'", param, ctx)
+        return int(value)
+
+
 class BatchType(click.ParamType):  # type: ignore[type-arg]
     """A number of tiles, or ``dynamic``."""
 
@@ -213,8 +226,17 @@ def network_options(command: Any) -> Any:
 @click.option("--batch", type=BatchType(), default="1", show_default=True, metavar="N|dynamic", help="Tiles per run.")
 @click.option(
     "--overlap",
-    type=click.IntRange(min=0),
-    help="Pixels that tiles share. [default: 32, or more where the network needs it]",
+    type=OverlapType(),
+    metavar="N|auto",
+    help="Pixels that tiles share; auto measures the least with which tiles are what the whole picture would be. "
+    "[default: 32, or more where the network needs it]",
+)
+@click.option(
+    "--min-seam",
+    type=float,
+    metavar="DB",
+    help="Gate: tiles against whole pictures where tiles meet, in PyTorch; auto chooses within it. [default: 55 for a "
+    "network that is said to be local]",
 )
 @click.option(
     "--io",
@@ -239,8 +261,9 @@ def export(log_json: bool, quiet: bool, force: bool, **settings: Any) -> None:
 
     with needs_extra("export"):
         from echoir.export.declared import Declared
-        from echoir.export.pipeline import Request, export_artifact
+        from echoir.export.pipeline import export_artifact
         from echoir.export.proof.summary import lines
+        from echoir.export.request import Request
         from echoir.export.tiles import export_tiles, is_export, several
         from echoir.forms import forms_named
 

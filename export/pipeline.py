@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
 from echoir import __version__
 from echoir.degradations import TASKS
-from echoir.export.build import Target, build_all, engines, require_builders, runs_here
-from echoir.export.declared import NOTHING, Declared
-from echoir.export.engine import EngineOptions
+from echoir.export.build import build_all, engines, require_builders, runs_here
 from echoir.export.graph import INPUT, OPSET, OUTPUT
 from echoir.export.lowering import PLAIN, lowering_of
+from echoir.export.overflow import as_input
 from echoir.export.proof.golden import crop_side, make_golden
+from echoir.export.proof.overlap import find_overlap, measure_seam, why_not
 from echoir.export.proof.parity import measure_parity
 from echoir.export.proof.report import write_report
 from echoir.export.proof.results import GATES, ParityReport, default_gate
-from echoir.export.quantized import Int8, Remainder, export_int8, prepare, time_against, verdict
-from echoir.export.reference import IO
+from echoir.export.proof.seam import Seam
+from echoir.export.quantized import Int8, export_int8, prepare, time_against, verdict
+from echoir.export.request import Request
 from echoir.export.sources import Source, open_source
 from echoir.export.typed import export_onnx
 from echoir.fitting import mosaic, planes
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.descriptor import Descriptor
-from echoir.runtime.errors import ArtifactError, GateError, ImageError
+from echoir.runtime.errors import GateError, ImageError
 from echoir.runtime.files import set_aside, staged
-from echoir.runtime.fit import MOST, best_tile
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
     UINT8_NHWC,
@@ -40,13 +38,10 @@ from echoir.runtime.manifest import (
     Precision,
     TensorSpec,
     Tile,
-    check_tile,
 )
-from echoir.runtime.output import displayable
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
-from echoir.runtime.tiling import reflect
-from echoir.samples import Several, middle, proof_samples, shipped_crops
+from echoir.samples import Several, filled, middle, proof_samples, shipped_crops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,104 +50,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TRIED = 3  # tiles that float16's range is tried on
-OVERLAP = 32  # pixels that tiles share, unless told
 GOLDEN = 4  # pictures that golden tiles come from, where the task is not one of the project's
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to export; the defaults are those of the command.
-
-    Attributes:
-        weights: a shipped checkpoint's name, a file, or a function: see :func:`echoir.export.sources.open_source`.
-        network: what is known of a network that does not say it itself; the rest is measured.
-        precision: ``"fp16"``, ``"fp32"`` or ``"int8"``.
-        targets: ``"auto"`` is every engine this machine can build; the ONNX is always made.
-        tile: (height, width) in pixels, multiples of the network's; None takes the one that the network likes, and
-            ``"free"`` leaves it to the size of each picture.
-        fit: (height, width) of pictures whose least wasteful tile is taken.
-        most: pixels of a tile at most, of a free one and one that fits; None takes :data:`echoir.runtime.fit.MOST`.
-            Once settled, it is the manifest's: None for a fixed tile.
-        batch: tiles per run; None leaves it open.
-        overlap: pixels that neighbouring tiles share at least, the artifact's default; None takes 32, or more where
-            the network needs it.
-        io: ``"float"`` (float32 NCHW in [0, 1]) or ``"uint8"`` (NHWC).
-        compute_capabilities: GPUs an engine is for, as ``"8.9"``; empty takes the builder's default.
-        engine: how engines are built.
-        images: pictures for parity (see :func:`echoir.samples.proof_samples`); None takes the shipped.
-        forms, sigmas, limit: of the pictures.
-        min_psnr, max_drop: the gate; None takes the precision's. For int8, ``max_drop`` is also the budget
-            that its layers are chosen within.
-        calibration: pictures for int8 (see :func:`echoir.export.quantized.prepare`); other ones than ``images``.
-        remainder: what is not INT8 in an int8 artifact; ``"fp16"`` is for GPUs, ``"fp32"`` for CPUs.
-        threads: of engine and PyTorch; None takes all cores.
-        output: the folder to make; None makes ``./echoir-WEIGHTS-PRECISION``.
-    """
-
-    weights: str = "denoise"
-    network: Declared = NOTHING
-    precision: Literal["fp16", "fp32", "int8"] = "fp16"
-    targets: tuple[Target, ...] = ("auto",)
-    tile: tuple[int, int] | Literal["free"] | None = None
-    fit: tuple[int, int] | None = None
-    most: int | None = None
-    batch: int | None = 1
-    overlap: int | None = None
-    io: IO = "float"
-    compute_capabilities: tuple[str, ...] = ()
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    images: Path | None = None
-    forms: tuple[str, ...] = ()
-    sigmas: tuple[float, ...] = ()
-    limit: int | None = None
-    min_psnr: float | None = None
-    max_drop: float | None = None
-    calibration: Path | None = None
-    remainder: Remainder = "fp16"
-    threads: int | None = None
-    output: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the artifact: ``denoise-fp16``, ``denoise-fp16-uint8``."""
-        return displayable(f"{Path(self.weights).stem}-{self.precision}") + ("-uint8" if self.io == "uint8" else "")
-
-    def settled(self, network: Descriptor) -> Request:
-        """With tile and overlap chosen, and held to what the network needs.
-
-        Raises:
-            click.BadParameter: they do not fit.
-        """
-        self._check_tile()
-        overlap = max(OVERLAP, network.overlap) if self.overlap is None else self.overlap
-        most = self.most or MOST
-        if self.fit is not None:
-            needs = {"multiple": network.multiple, "phase": network.phase}
-            height, width = best_tile(*self.fit, most=most, overlap=overlap, **needs)
-        else:
-            height, width = self.tile if isinstance(self.tile, tuple) else network.tile
-        if self.tile == "free" and height * width > most:
-            raise click.BadParameter(f"--most {most}: the network's own tile of {height} x {width} has more pixels")
-        try:
-            check_tile(network, height, width, overlap)
-        except ArtifactError as error:  # its fields are the options' names
-            raise click.BadParameter(str(error)) from None
-        return replace(self, tile=(height, width), overlap=overlap, most=most if self.tile == "free" else None)
-
-    def _check_tile(self) -> None:
-        """Refuse wishes about the tile that contradict each other."""
-        if self.fit is not None and self.tile is not None:
-            raise click.UsageError("--fit chooses the tile; drop --tile")
-        if self.most is not None and self.fit is None and self.tile != "free":
-            raise click.UsageError("--most is for --fit and for --tile free")
-        if self.tile == "free" and self.precision == "int8":
-            raise click.UsageError("int8 has a fixed tile: give its size, or --fit WxH")
-        if self.tile == "free" and any(engines(self.targets).values()):
-            raise click.UsageError("an engine has a fixed tile: give its size, or --fit WxH")
-
-    @property
-    def folder(self) -> Path:
-        return Path(f"echoir-{self.name}") if self.output is None else self.output
 
 
 @dataclass(frozen=True)
@@ -210,7 +108,7 @@ def export_artifact(
     """
     if source is None:
         source = open_source(request.weights, request.network)
-    request = request.settled(source.descriptor)
+    settled = request.settled(source.descriptor)
     said: list[str] = []
     samples = proof_samples(
         request.images,
@@ -221,8 +119,9 @@ def export_artifact(
         network=source.descriptor,
         say=said.append,
     )
-    wanted = engines(request.targets) if request.most is None else {}
+    wanted = engines(settled.targets) if settled.most is None else {}
     require_builders(wanted)
+    request, seam, found = _tiles(request, settled, source, samples, log_json, quiet)
     int8, memory = None, request.folder.absolute().with_name(f".{request.folder.name}.search.json")
     if request.precision == "int8":
         int8 = _prepare(request, source, samples, memory, log_json, quiet)
@@ -237,7 +136,7 @@ def export_artifact(
         artifact = _make_onnx(request, source, samples, stage, int8)
         artifact = _keep_golden(request, source, artifact, samples)
         progress.advance(last=artifact.model_path.name)
-        artifact, report = _prove(request, source, artifact, samples, progress)
+        artifact, report = _prove(request, source, artifact, samples, seam, progress)
         if int8 is not None:
             report = replace(report, int8=int8.sensitivity)
         write_report(report, stage)
@@ -255,15 +154,47 @@ def export_artifact(
         if request.most is not None and "auto" in request.targets:
             left_out.append(("engines", "they have one tile; export for them with --fit WxH or --tile"))
         for index, engine in enumerate(built):
-            built[index], failures = _prove_engine(request, source, engine, samples, progress)
+            built[index], failures = _prove_engine(request, source, engine, samples, seam, progress)
             if failures:
                 kept = set_aside(stage, request.folder)
                 raise GateError(f"{engine.manifest.name}: {'; '.join(failures)}; kept aside in {kept}")
-        notes = _notes(request, artifact, int8)
+        notes = [*found, *_notes(request, artifact, int8)]
     memory.unlink(missing_ok=True)
     artifacts = (artifact, *built)
     moved = tuple(replace(one, model_path=request.folder / one.model_path.name) for one in artifacts)
     return Export(request.folder, moved, report, tuple(left_out), tuple(notes))
+
+
+def _tiles(
+    request: Request, settled: Request, source: Source, samples: Several, log_json: bool, quiet: bool
+) -> tuple[Request, Seam | None, list[str]]:
+    """The request with its tiles as they will be, how far those are from whole pictures, and what there is to say."""
+    settings: dict[str, Any] = {"least": request.min_seam, "threads": request.threads}
+    notes = []
+    with Progress("seam", 1, "steps", log_json=log_json, quiet=quiet) as progress:
+        if request.overlap == "auto":
+            assert isinstance(settled.tile, tuple)
+            found = find_overlap(source, samples, Tile(*settled.tile, 0, settled.batch), **settings)
+            if isinstance(found, Tile):
+                settled = replace(request, overlap=found.overlap, margin=found.margin).settled(source.descriptor)
+                notes.append(
+                    f"overlap {found.overlap}, the least: from {found.margin} pixels inside its edge on, a tile is as "
+                    "in the whole picture"
+                )
+            else:
+                settled = replace(request, overlap=None).settled(source.descriptor)
+                notes.append(
+                    f"overlap {settled.overlap}, since none makes tiles as the whole picture: far from their edges too "
+                    f"they are {found:.2f} dB from it, so the network looks at its whole tile"
+                )
+        assert isinstance(settled.tile, tuple)
+        assert isinstance(settled.overlap, int)
+        tile = Tile(*settled.tile, settled.overlap, settled.batch, margin=settled.margin)
+        seam = measure_seam(source, samples, tile, **settings)
+        progress.advance()
+    if seam is None:
+        notes.append(f"tiles were not compared with whole pictures: {why_not(source)}")
+    return settled, seam, notes
 
 
 def _prepare(request: Request, source: Source, samples: Several, memory: Path, log_json: bool, quiet: bool) -> Int8:
@@ -300,12 +231,7 @@ def _tried(source: Source, samples: Several, tile: tuple[int, int]) -> list[NDAr
     if lowering_of(network.architecture) is not PLAIN:
         return []
     large = mosaic(network) * tile[0], mosaic(network) * tile[1]
-    tiles = []
-    for sample in islice(samples, TRIED):
-        picture = middle(sample.degraded, *large)
-        down, across = (reflect(size, side) for size, side in zip(picture.shape[:2], large, strict=True))
-        tiles.append(planes(picture[down][:, across], network))
-    return tiles
+    return [planes(filled(sample.degraded, *large), network) for sample in islice(samples, TRIED)]
 
 
 def _make_onnx(request: Request, source: Source, samples: Several, stage: Path, int8: Int8 | None) -> Artifact:
@@ -313,10 +239,12 @@ def _make_onnx(request: Request, source: Source, samples: Several, stage: Path, 
     import torch
 
     assert isinstance(request.tile, tuple)
-    assert request.overlap is not None
+    assert isinstance(request.overlap, int)
     path = stage / f"{request.name}.onnx"
+    tried = [] if request.precision == "fp32" else _tried(source, samples, request.tile)
     if int8 is not None:
-        precision = export_int8(path, int8, remainder=request.remainder)
+        given = [as_input(tile, request.batch, request.io) for tile in tried]
+        precision = export_int8(path, int8, remainder=request.remainder, tried=given)
     else:
         assert request.precision != "int8"
         float32 = export_onnx(
@@ -327,7 +255,7 @@ def _make_onnx(request: Request, source: Source, samples: Several, stage: Path, 
             io=request.io,
             precision=request.precision,
             free=request.most is not None,
-            tried=_tried(source, samples, request.tile),
+            tried=tried,
         )
         precision = Precision(request.precision, {"float32": float32} if float32 else {})
     tensor: dict[str, Any] = FLOAT_NCHW if request.io == "float" else UINT8_NHWC
@@ -338,7 +266,7 @@ def _make_onnx(request: Request, source: Source, samples: Several, stage: Path, 
         model=Model("onnxruntime"),
         precision=precision,
         calibration=None if int8 is None else int8.record,
-        tile=Tile(*request.tile, request.overlap, request.batch, request.most),
+        tile=Tile(*request.tile, request.overlap, request.batch, request.most, request.margin),
         input=TensorSpec(INPUT, **tensor, colour=source.descriptor.input),
         output=TensorSpec(OUTPUT, **tensor, colour=source.descriptor.output),
         versions={
@@ -372,7 +300,7 @@ def _keep_golden(request: Request, source: Source, artifact: Artifact, samples: 
 
 
 def _prove(
-    request: Request, source: Source, artifact: Artifact, samples: Several, progress: Progress
+    request: Request, source: Source, artifact: Artifact, samples: Several, seam: Seam | None, progress: Progress
 ) -> tuple[Artifact, ParityReport]:
     """Measure the ONNX, and write the figures into its manifest."""
     manifest = artifact.manifest
@@ -386,6 +314,7 @@ def _prove(
             threads=request.threads,
             on_image=lambda name: progress.advance(last=name),
         )
+    report = replace(report, seam=seam)
     return write_artifact(replace(manifest, parity=report.summary()), artifact.model_path), report
 
 
@@ -400,12 +329,12 @@ def _notes(request: Request, artifact: Artifact, int8: Int8 | None) -> list[str]
 
 
 def _prove_engine(
-    request: Request, source: Source, artifact: Artifact, samples: Several, progress: Progress
+    request: Request, source: Source, artifact: Artifact, samples: Several, seam: Seam | None, progress: Progress
 ) -> tuple[Artifact, tuple[str, ...]]:
     """Measure an engine like its source if the GPU it is for is in this machine; and what its gate says."""
     if not runs_here(artifact):
         return artifact, ()
     if progress.total is not None:
         progress.total += len(samples)
-    artifact, report = _prove(request, source, artifact, samples, progress)
+    artifact, report = _prove(request, source, artifact, samples, seam, progress)
     return artifact, tuple(report.failures)

@@ -108,7 +108,7 @@ def to_fp16(
         operator = operator_of(node)
         stays = _float32_inputs(node) if operator is None else operator.float32_inputs
         marker = node.op_type in ("QuantizeLinear", "DequantizeLinear")  # named after what they quantize
-        kind = FLOAT if node.name in exact and not marker else HALF
+        kind = FLOAT if node.name in (overflowing if marker else exact) else HALF
         if kind == FLOAT:
             kept.append(node.name)
         if (cast := _target(node)) is not None and cast.i == FLOAT:  # the graph's own: it follows its neighbours

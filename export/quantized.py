@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from echoir.calibration.sensitivity import groups
 from echoir.data import check_pictures, list_pictures, read_float
 from echoir.degradations import TASKS
 from echoir.export.lowering import Lowering, lowering_of
+from echoir.export.overflow import overflowing
 from echoir.export.precision import to_fp16
 from echoir.export.reference import IO
 from echoir.export.sources import Source
@@ -143,15 +145,14 @@ def prepare(
         GateError: not one layer fits the budget.
     """
     lowering = lowering_of(source.descriptor.architecture)
-    multiple, task = math.lcm(*source.descriptor.multiple), source.descriptor.task
-    side = min(SIDE, *tile) // multiple * multiple
+    network, task = source.descriptor, source.descriptor.task
+    small = calibration_tile(network, tile)
     said: list[str] = []
-    network = source.descriptor
     pictures = list_pictures([folder], said.append)
     check_pictures(pictures, enlargement(network))
     sources = [(picture.clean, picture.degraded) for picture in pictures]
-    tiles = sample(sources, task, practice(task, network), read_float, side=side, fit=fit(network))
-    model = source.graph(tile=(side, side), batch=1, io="float")
+    tiles = sample(sources, task, practice(task, network), read_float, side=max(small), fit=fit(network, small))
+    model = source.graph(tile=small, batch=1, io="float")
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json, quiet=quiet) as progress:
         for line in said:
             progress.note(line)
@@ -178,13 +179,23 @@ def prepare(
     return Int8(calibrated, choice, tiles, plain, lowering)
 
 
-def export_int8(path: Path, int8: Int8, *, remainder: Remainder = "fp16") -> Precision:
+def calibration_tile(network: Descriptor, tile: tuple[int, int]) -> tuple[int, int]:
+    """A square of 128 pixels at most; the least that the network takes, where that has more; (height, width)."""
+    multiple = math.lcm(*network.multiple)
+    side = min(SIDE, *tile) // multiple * multiple
+    return (side, side) if side else network.multiple
+
+
+def export_int8(
+    path: Path, int8: Int8, *, remainder: Remainder = "fp16", tried: Sequence[NDArray[Any]] = ()
+) -> Precision:
     """Write the INT8 graph; says which nodes compute in what.
 
     Args:
         path: the file; it appears whole or not at all.
         int8: what :func:`prepare` found.
         remainder: what is not INT8.
+        tried: real tiles, as the artifact takes them: in float16, nodes that leave its range on them keep float32.
 
     Raises:
         BackendError: a weight does not fit float16.
@@ -196,7 +207,7 @@ def export_int8(path: Path, int8: Int8, *, remainder: Remainder = "fp16") -> Pre
     kept = [layer.name for layer in int8.calibrated.graph.layers if layer.name not in names]
     higher = {"float32": tuple(kept)}
     if remainder == "fp16":
-        model, float32 = to_fp16(model, int8.lowering)
+        model, float32 = to_fp16(model, int8.lowering, overflowing=overflowing(model, tried))
         higher = {"float16": tuple(name for name in kept if name not in float32), "float32": float32}
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
@@ -245,8 +256,8 @@ def verdict(milliseconds: dict[str, float]) -> str:
     return f"a run in ONNX Runtime on this CPU takes {int8:.0f} ms, {told}{advice}"
 
 
-def fit(network: Descriptor) -> Fit:
-    """What calibration's pictures become for a network."""
+def fit(network: Descriptor, tile: tuple[int, int] | None = None) -> Fit:
+    """What calibration's pictures become for a network; the corner of them, where its tile is no square."""
 
     def made(
         degraded: NDArray[np.float32], truth: NDArray[np.float32]
@@ -254,7 +265,11 @@ def fit(network: Descriptor) -> Fit:
         picture, wanted = fitted(degraded, truth, network)
         if network.output == "gray":
             wanted = wanted.mean(axis=2, keepdims=True)
-        return planes(picture, network), np.ascontiguousarray(wanted.transpose(2, 0, 1)[None])
+        given, truth = planes(picture, network), wanted.transpose(2, 0, 1)[None]
+        if tile is not None:
+            given = given[:, :, : tile[0], : tile[1]]
+            truth = truth[:, :, : network.scale * tile[0], : network.scale * tile[1]]
+        return np.ascontiguousarray(given), np.ascontiguousarray(truth)
 
     return Fit(mosaic(network), enlargement(network), made)
 

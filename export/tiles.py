@@ -11,7 +11,8 @@ from typing import Literal
 
 import click
 
-from echoir.export.pipeline import Export, Request, export_artifact
+from echoir.export.pipeline import Export, export_artifact
+from echoir.export.request import Request
 from echoir.export.sources import open_source
 
 Sides = tuple[int, int]

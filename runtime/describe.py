@@ -38,7 +38,8 @@ def describe(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "runs on", runs
     batch = "any" if tile.batch is None else str(tile.batch)
     sides = f"{tile.height} x {tile.width}" if tile.most is None else f"what fits, of {tile.most:,} pixels at most"
-    yield "tile", f"{sides}, overlap {tile.overlap}, batch {batch}"
+    margin = f" of which {tile.margin} at either edge count for nothing" if tile.margin else ""
+    yield "tile", f"{sides}, overlap {tile.overlap}{margin}, batch {batch}"
     source, sink = (
         f"{spec.dtype} {spec.layout} {spec.colour}, {spec.range[0]:g} to {spec.range[1]:g}"
         for spec in (manifest.input, manifest.output)
@@ -47,6 +48,8 @@ def describe(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "input", source
     yield "output", sink + larger
     yield "parity", _parity(manifest.parity)
+    if seam := (manifest.parity or {}).get("seam"):
+        yield "seam", _seam(seam)
     if manifest.golden is not None:
         yield "golden", f"{manifest.golden.file}, {manifest.golden.tiles} tiles for proof without PyTorch"
     yield "made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
@@ -62,6 +65,13 @@ def _parity(parity: dict[str, Any] | None) -> str:
     worst = "" if psnr is None else f"{psnr:.2f} dB from PyTorch at the worst, "
     by = "by golden tiles" if parity.get("proof") == "golden" else "against PyTorch"
     return f"{worst}gate {'passed' if gate.get('passed') else 'FAILED'}, {by}"
+
+
+def _seam(seam: dict[str, Any]) -> str:
+    """How far tiles are from whole pictures."""
+    psnrs = [seam[part]["psnr"] for part in ("band", "elsewhere")]
+    meet, elsewhere = ("nothing" if psnr is None else f"{psnr:.2f} dB" for psnr in psnrs)
+    return f"{meet} from the whole picture where tiles meet, {elsewhere} elsewhere"
 
 
 @click.command()

@@ -15,7 +15,7 @@ from echoir.runtime.checked import EDITED, FileName, Must, Natural, Positive, Se
 from echoir.runtime.descriptor import CHANNELS, Descriptor, Planes
 from echoir.runtime.errors import ArtifactError
 
-FORMAT = 3
+FORMAT = 4
 Role = Literal["input", "output"]
 SUFFIXES = {".onnx": ("onnxruntime",), ".engine": ("tensorrt", "tensorrt-rtx")}
 
@@ -51,6 +51,9 @@ class Precision:
 class Tile:
     """What the artifact chose: the input shape in pixels, the default overlap, and the batch (None: any).
 
+    Of two tiles that meet, the ``margin`` pixels next to either's edge count for nothing: there the network lacks what
+    it needs to see. Twice of it is at most the overlap; 0 fades over all that tiles share.
+
     Where ``most`` is not None, height and width are free: any multiples of the network's with at most so many pixels
     (:func:`echoir.runtime.fit.fitted` chooses). ``height`` and ``width`` are then one such choice.
     """
@@ -62,6 +65,7 @@ class Tile:
         int | None, Must("a whole number from 1 up, or null", lambda value: value is None or value >= 1)
     ] = None
     most: Positive | None = None
+    margin: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ class Manifest:
                 "it was written by a newer echoir: upgrade, or export again" if newer else "export the artifact again"
             )
             raise ArtifactError("format", version, FORMAT, hint)
-        for upgrade in (_from_1, _from_2)[version - 1 :]:
+        for upgrade in (_from_1, _from_2, _from_3)[version - 1 :]:
             values = upgrade(values)
         manifest = parse(cls, values, "")
         _check_together(manifest)
@@ -253,7 +257,15 @@ def _from_2(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(tile, dict):
         tile = tile | {"most": None}
     golden = {"golden": None}  # which the first artifacts of format 2 did not have
-    return golden | values | {"network": network, "tile": tile, "format": FORMAT}
+    return golden | values | {"network": network, "tile": tile, "format": 3}
+
+
+def _from_3(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 3 as one of format 4: tiles faded over all that they share."""
+    tile = values.get("tile")
+    if isinstance(tile, dict):
+        tile = tile | {"margin": 0}
+    return values | {"tile": tile, "format": 4}
 
 
 def check_tile(network: Descriptor, height: int, width: int, overlap: int) -> None:
@@ -278,6 +290,8 @@ def _check_together(manifest: Manifest) -> None:
     """Conditions that tie several fields together."""
     network, tile, model = manifest.network, manifest.tile, manifest.model
     check_tile(network, tile.height, tile.width, tile.overlap)
+    if 2 * tile.margin > tile.overlap:
+        raise ArtifactError("tile.margin", tile.margin, f"at most {tile.overlap // 2}, half of tile.overlap", EDITED)
     for role in ("input", "output"):
         spec: TensorSpec = getattr(manifest, role)
         if spec.colour != (planes := getattr(network, role)):

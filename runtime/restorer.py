@@ -348,7 +348,8 @@ class Restorer:
 
     def _axis(self, axis: int, size: int) -> Axis:
         network, tile = self.manifest.network, self.manifest.tile
-        return tile_axis(size, (tile.height, tile.width)[axis], self.overlap, network.phase[axis], network.scale)
+        side = (tile.height, tile.width)[axis]
+        return tile_axis(size, side, self.overlap, network.phase[axis], network.scale, tile.margin)
 
     def _check(self, rows: Array, height: int, width: int, channels: int) -> None:
         needed = (height, width) if channels == 1 else (height, width, channels)

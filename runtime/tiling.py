@@ -4,6 +4,9 @@ Tiles have one fixed size. Their starts spread evenly over the axis, so the last
 border and neighbours share at least the overlap. In the shared part one tile fades out linearly as
 the next fades in; the weights of a pixel sum to one. Two axes multiply.
 
+Pixels near an edge that was cut lack what lay behind it. Of a network that needs to see so many pixels around each
+(its margin), those that it cannot have right get no weight, and tiles fade over what is left of the shared part.
+
 A network may want its tiles to start at multiples of a phase (its windows lie in a grid, or its pixels in a
 mosaic). Then the last start is the next such multiple, and the tile hangs over the border, where it is
 extended by reflection. Where a network enlarges, starts and sizes of the output are the input's times the scale.
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 
 Weights = np.ndarray[Any, np.dtype[np.float32]]
+Positions = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.intp]]
 
 
@@ -48,17 +52,19 @@ def tile_starts(size: int, tile: int, overlap: int, phase: int = 1) -> list[int]
     return [i * last // steps * phase for i in range(steps + 1)]
 
 
-def tile_weights(size: int, tile: int, starts: list[int]) -> list[Weights]:
+def tile_weights(size: int, tile: int, starts: list[int], margin: int = 0) -> list[Weights]:
     """Blend weights of every tile along an axis.
 
     Args:
         size: pixels of the axis.
         tile: pixels of a tile.
         starts: what :func:`tile_starts` gave.
+        margin: pixels along an edge inside the axis that count for nothing, as far as the neighbour has them: at
+            most half of what two tiles share.
 
     Returns:
-        One float32 array per tile, over the pixels it covers inside the axis, in (0, 1]; where tiles overlap,
-        their weights sum to one.
+        One float32 array per tile, over the pixels it covers inside the axis, in [0, 1], above 0 without a margin;
+        where tiles overlap, their weights sum to one.
     """
     total = np.zeros(size)
     ends = [min(start + tile, size) for start in starts]
@@ -66,14 +72,20 @@ def tile_weights(size: int, tile: int, starts: list[int]) -> list[Weights]:
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         position = np.arange(end - start) + 0.5
         weight = np.ones(end - start)
-        if i > 0:  # fade in over what the tile before shares
-            weight = np.minimum(weight, position / max(ends[i - 1] - start, 0.5))
+        if i > 0:
+            weight = np.minimum(weight, _fade(position, ends[i - 1] - start, margin))
         if i + 1 < len(starts):
-            weight = np.minimum(weight, position[::-1] / max(end - starts[i + 1], 0.5))
+            weight = np.minimum(weight, _fade(position[::-1], end - starts[i + 1], margin))
         total[start:end] += weight
         raw.append(weight)
     spans = zip(starts, ends, raw, strict=True)
     return [(weight / total[start:end]).astype(np.float32) for start, end, weight in spans]
+
+
+def _fade(position: Positions, shared: int, margin: int) -> Positions:
+    """Weights from an edge inwards, over what the tile behind it shares, less the margins of both."""
+    margin = min(margin, shared // 2)
+    return np.clip((position - margin) / max(shared - 2 * margin, 0.5), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -102,11 +114,11 @@ class Axis:
         return self.ends[0]
 
 
-def tile_axis(size: int, tile: int, overlap: int, phase: int = 1, scale: int = 1) -> Axis:
-    """The tiles along an axis of ``size`` pixels; arguments as for :func:`tile_starts`."""
+def tile_axis(size: int, tile: int, overlap: int, phase: int = 1, scale: int = 1, margin: int = 0) -> Axis:
+    """The tiles along an axis of ``size`` pixels; as for :func:`tile_starts` and :func:`tile_weights`."""
     starts = tile_starts(size, tile, overlap, phase)
     ends = [min(start + tile, size) for start in starts]
-    weights = tile_weights(scale * size, scale * tile, [scale * start for start in starts])
+    weights = tile_weights(scale * size, scale * tile, [scale * start for start in starts], scale * margin)
     return Axis(size, tile, scale, starts, ends, weights)
 
 

@@ -232,7 +232,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "hint"),
-    [(4, "upgrade"), (0, "again"), ("1", "again"), (True, "again"), (1.0, "again"), (None, "again")],
+    [(5, "upgrade"), (0, "again"), ("1", "again"), (True, "again"), (1.0, "again"), (None, "again")],
 )
 def test_another_format_version_is_refused(artifact: Artifact, version: Any, hint: str) -> None:
     path = edit(artifact, lambda values: values.update(format=version))

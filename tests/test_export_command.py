@@ -21,10 +21,11 @@ from echoir import cli
 from echoir.checkpoint import load_checkpoint, save_checkpoint
 from echoir.export import build, pipeline, tiles
 from echoir.export.build import engines
-from echoir.export.pipeline import Export, Request
+from echoir.export.pipeline import Export
 from echoir.export.proof import summary
 from echoir.export.proof.golden import read_golden
 from echoir.export.proof.results import Gate, ParityReport
+from echoir.export.request import Request
 from echoir.export.sources import Source, checkpoint_source
 from echoir.forms import FORMS
 from echoir.metrics import to_8bit

@@ -144,9 +144,9 @@ def test_a_manifest_with_a_bound_that_cannot_be_is_refused(tmp_path: Path) -> No
 
 def test_a_manifest_of_format_2_has_fixed_tiles(tmp_path: Path) -> None:
     values = json.loads(make_artifact(tmp_path).manifest.to_json())
-    del values["tile"]["most"], values["network"]["forms"]
+    del values["tile"]["most"], values["tile"]["margin"], values["network"]["forms"]
     read = Manifest.from_json(json.dumps(values | {"format": 2}))
-    assert (read.tile.most, read.network.forms, read.format) == (None, (), 3)
+    assert (read.tile.most, read.network.forms, read.format) == (None, (), 4)
     with pytest.raises(ArtifactError, match=r"network\.forms: found nothing"):
         Manifest.from_json(json.dumps(values | {"format": 3}))
 

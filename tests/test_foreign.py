@@ -449,7 +449,8 @@ def test_what_is_no_onnx_is_refused(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_python_takes_a_module_and_its_description(tmp_path: Path, pictures: Path) -> None:
-    from echoir.export.pipeline import Request, export_artifact
+    from echoir.export.pipeline import export_artifact
+    from echoir.export.request import Request
 
     source = TorchSource(nn.Upsample(scale_factor=3), Descriptor("Upsample", "sr", 0, scale=3, tile=(48, 48)))
     request = Request(

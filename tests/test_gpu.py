@@ -214,7 +214,8 @@ def test_the_plugins_code_launched_by_the_driver_equals_the_reference(
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The shipped denoiser in float32."""
-    from echoir.export.pipeline import Request, export_artifact
+    from echoir.export.pipeline import export_artifact
+    from echoir.export.request import Request
 
     folder = tmp_path_factory.mktemp("gpu") / "denoise"
     return export_artifact(Request(precision="fp32", targets=("onnx",), limit=1, output=folder)).artifacts[0]

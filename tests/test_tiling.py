@@ -59,6 +59,28 @@ def test_weights_of_every_pixel_sum_to_one(axis: tuple[int, int, int, int]) -> N
     np.testing.assert_allclose(total, 1, rtol=0, atol=3e-7)
 
 
+@given(axes(), st.integers(0, 30))
+def test_what_lies_within_a_margin_of_a_cut_edge_has_no_weight_where_a_neighbour_has_it(
+    axis: tuple[int, int, int, int], margin: int
+) -> None:
+    size, tile, _, _ = axis
+    starts = tile_starts(*axis)
+    total = np.zeros(size)
+    for i, (start, weights) in enumerate(zip(starts, tile_weights(size, tile, starts, margin), strict=True)):
+        total[start : start + len(weights)] += weights
+        for place, weight in enumerate(weights.tolist()):
+            before = i > 0 and place < min(margin, (starts[i - 1] + tile - start) // 2)
+            after = i + 1 < len(starts) and tile - 1 - place < min(margin, (start + tile - starts[i + 1]) // 2)
+            assert (weight == 0) == (before or after)
+    np.testing.assert_allclose(total, 1, rtol=0, atol=3e-7)
+
+
+def test_two_margins_that_fill_the_overlap_leave_a_step_in_its_middle() -> None:
+    first, second = tile_weights(12, 8, [0, 4], margin=2)
+    np.testing.assert_array_equal(first, [1, 1, 1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(second, first[::-1])
+
+
 def test_two_tiles_cross_fade_linearly_where_they_overlap() -> None:
     first, second = tile_weights(12, 8, [0, 4])
     np.testing.assert_allclose(first, [1, 1, 1, 1, 0.875, 0.625, 0.375, 0.125])

@@ -133,20 +133,20 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
     codes, network = ours.manifest.input.dtype == "uint8", ours.manifest.network
     given = to_8bit(sample.degraded) if codes else sample.degraded
     _check_size(sample, network)
-    engine = _floats(ours(given))
+    engine = as_floats(ours(given))
     try:
-        pytorch = _floats(theirs(given))
+        pytorch = as_floats(theirs(given))
     except RejectedOutputError as error:
         raise ArtifactError(
             "checkpoint", f"a network that fails on {sample.name} ({error})", "a trained one"
         ) from error
     size = height // network.scale, width // network.scale  # of the network's input
     tiles = windows(*size, ours.fitted(*size).manifest, ours.overlap)
-    whole, one_piece = None, in_one_piece(source, _floats(given, colour=False))
+    whole, one_piece = None, in_one_piece(source, as_floats(given, colour=False))
     if one_piece is not None:
-        one_piece = _floats(to_8bit(one_piece)) if codes else one_piece
+        one_piece = as_floats(to_8bit(one_piece)) if codes else one_piece
         whole = AgainstWhole.measure(engine, pytorch, one_piece, sample.truth, seam_band(height, width, tiles))
-    shown = as_output(_floats(given, colour=False), network)
+    shown = as_output(as_floats(given, colour=False), network)
     figures = ImageFigures(
         sample.name,
         height,
@@ -218,7 +218,7 @@ def as_output(
         image = enlarge(image, factor)
     if network.output == "gray" and image.ndim == 3 and network.input != "gray":
         image = image.mean(axis=2)
-    return _floats(image)
+    return as_floats(image)
 
 
 def _repeated(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
@@ -235,8 +235,8 @@ def _check_size(sample: Sample, network: Descriptor) -> None:
         raise ImageError(f"{sample.name}: its truth is {found}, and {network.name} makes {needed} of it")
 
 
-def _floats(image: NDArray[Any], colour: bool = True) -> Image:
-    """Codes as floats where 1 is white; gray in three channels, if asked for."""
+def as_floats(image: NDArray[Any], colour: bool = True) -> Image:
+    """Codes as floats where 1 is white; gray in three channels, unless it may stay as it is."""
     image = image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
     if not colour:
         return image

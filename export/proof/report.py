@@ -33,6 +33,7 @@ def render(report: ParityReport) -> str:
             page.errors(figures.spread),
             _images(figures, report.before),
             _tiles(report),
+            _seam(report),
         ]
     if report.int8 is not None:
         sections.append(int8_section.section(report.int8))
@@ -258,6 +259,17 @@ Here are tiles of {tile["height"]} × {tile["width"]} that share at least {tile[
 in one piece through PyTorch: for the engine, for PyTorch (what tiling alone does), and for the engine inside the band
 where tiles are blended and elsewhere. The last three columns are PSNR against ground truth.</p>
 {page.table(head, rows, ["all", *_whole(whole)])}
+</section>"""
+
+
+def _seam(report: ParityReport) -> str:
+    if (seam := report.seam) is None:
+        return ""
+    count = f"{seam.pictures} picture{'s' * (seam.pictures > 1)}"
+    return f"""<section>
+<h2>Where tiles meet</h2>
+<p>{count}, cut so that 2 × 2 tiles share exactly the overlap, in PyTorch: {escape(seam.sentence)}.
+The gate is {seam.least:g} dB where they meet{"" if seam.strict else ", for a network that is said to be local"}.</p>
 </section>"""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoir.export.proof.figures import Image, ImageFigures, SetFigures, Window
+from echoir.export.proof.seam import Seam
 from echoir.fitting import enlargement
 from echoir.runtime.manifest import Manifest
 
@@ -125,6 +126,7 @@ class ParityReport:
         exhibits: the worst images, worst first.
         int8: the search behind an int8 artifact, as :attr:`echoir.export.quantized.Int8.sensitivity`; None
             where it is not known.
+        seam: of tiles against whole pictures, with its own gate; None where it was not measured.
     """
 
     manifest: Manifest
@@ -134,6 +136,7 @@ class ParityReport:
     gate: Gate
     exhibits: tuple[Exhibit, ...]
     int8: dict[str, Any] | None = None
+    seam: Seam | None = None
 
     @property
     def before(self) -> str:
@@ -144,7 +147,8 @@ class ParityReport:
     def failures(self) -> list[str]:
         """Why the gate is not passed; empty if it is."""
         reasons = [f"{name}: {reason}" for name, reason in self.rejected]
-        return reasons + (self.gate.failures(self.figures) if self.figures else [])
+        reasons += self.gate.failures(self.figures) if self.figures else []
+        return reasons + (self.seam.failures if self.seam else [])
 
     @property
     def passed(self) -> bool:
@@ -156,6 +160,7 @@ class ParityReport:
             "proof": "pytorch",
             "conditions": self.conditions,
             "figures": None if self.figures is None else self.figures.to_json(),
+            "seam": None if self.seam is None else self.seam.to_json(),
             "gate": {**asdict(self.gate), "passed": self.passed, "failures": self.failures},
         }
 

@@ -54,6 +54,8 @@ def lines(report: ParityReport) -> list[str]:
                 f"tiles against the whole image {db(whole.engine.psnr)} dB (seam band {db(whole.seam.psnr)}, "
                 f"elsewhere {db(whole.elsewhere.psnr)}), {signed(whole.gain_psnr, 3)} dB against ground truth"
             )
+        if report.seam is not None:
+            text.append(report.seam.sentence)
         words = [line.replace("input", report.before) for line in WORDS[: 4 if whole is not None else 2]]
         text += ["", *words, ""]
     text += [f"rejected {name}: {reason}" for name, reason in report.rejected]
