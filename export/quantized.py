@@ -21,6 +21,7 @@ from echoir.calibration.search import Choice
 from echoir.calibration.sensitivity import groups
 from echoir.data import check_pictures, list_pictures, read_float
 from echoir.degradations import TASKS
+from echoir.export.graph import OPSET
 from echoir.export.lowering import Lowering, lowering_of
 from echoir.export.overflow import overflowing
 from echoir.export.precision import to_fp16
@@ -28,7 +29,7 @@ from echoir.export.reference import IO
 from echoir.export.sources import Source
 from echoir.fitting import enlargement, fitted, mosaic, planes
 from echoir.runtime.descriptor import Descriptor
-from echoir.runtime.errors import GateError
+from echoir.runtime.errors import BackendError, GateError
 from echoir.runtime.files import atomic_write
 from echoir.runtime.manifest import Calibration, Precision
 from echoir.runtime.progress import Progress
@@ -36,6 +37,7 @@ from echoir.samples import GIVEN, as_they_are, in_form, in_training
 
 Floats = NDArray[np.float32]
 Remainder = Literal["fp16", "fp32"]
+QUANTIZES_HALF = 19  # the operator set in which QuantizeLinear takes float16
 SIDE = 128  # of calibration tiles: ranges hardly depend on it, and everything takes a quarter of the time of 256
 ROUNDS = 5  # of timing, each graph in turn
 SHOWN = 8  # groups that a line names
@@ -142,6 +144,7 @@ def prepare(
 
     Raises:
         ImageError: the folder will not do; the message says why.
+        BackendError: a graph of others that does not convert to an operator set with what INT8 needs.
         GateError: not one layer fits the budget.
     """
     lowering = lowering_of(source.descriptor.architecture)
@@ -152,7 +155,7 @@ def prepare(
     check_pictures(pictures, enlargement(network))
     sources = [(picture.clean, picture.degraded) for picture in pictures]
     tiles = sample(sources, task, practice(task, network), read_float, side=max(small), fit=fit(network, small))
-    model = source.graph(tile=small, batch=1, io="float")
+    model = _for_float16(source.graph(tile=small, batch=1, io="float"))
     with Progress("calibrate", 2 * len(tiles.calibration), "tiles", log_json=log_json, quiet=quiet) as progress:
         for line in said:
             progress.note(line)
@@ -175,8 +178,25 @@ def prepare(
             f"no layer fits a budget of {budget:g} dB in INT8: {cheapest.group.name}, the cheapest, alone costs "
             f"{cheapest.drop:.3f} dB; export with --precision fp16, or allow more with --max-drop"
         )
-    plain = source.graph(tile=tile, batch=batch, io=io)
+    plain = _for_float16(source.graph(tile=tile, batch=batch, io=io))
     return Int8(calibrated, choice, tiles, plain, lowering)
+
+
+def _for_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph of others in an operator set that quantizes float16, every node with a name."""
+    version = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    if version >= QUANTIZES_HALF:
+        return model
+    try:
+        model = onnx.version_converter.convert_version(model, OPSET)
+    except Exception as error:  # the converter's own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"int8 needs operator set {QUANTIZES_HALF}, and the graph's {version} does not convert ({reason[:120]})"
+        ) from None
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_at_{index}"
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
 def calibration_tile(network: Descriptor, tile: tuple[int, int]) -> tuple[int, int]:
