@@ -166,7 +166,7 @@ def _measure_image(sample: Sample, ours: Restorer, theirs: Restorer, source: Sou
     before, theirs_shown, after = (to_8bit(image)[window] for image in (shown, pytorch, engine))
     enlarged = None
     if enlargement(network) > 1:
-        repeated = as_output(_floats(given, colour=False), network, _repeated)
+        repeated = as_output(as_floats(given, colour=False), network, _repeated)
         enlarged = to_8bit(repeated)[window], to_8bit(sample.truth)[window]
     return Exhibit(figures, window, before, theirs_shown, after, (engine - pytorch)[window], enlarged)
 
