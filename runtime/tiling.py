@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 Weights = np.ndarray[Any, np.dtype[np.float32]]
-Positions = np.ndarray[Any, np.dtype[np.float64]]
+Positions = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Indices = np.ndarray[Any, np.dtype[np.intp]]
 
 

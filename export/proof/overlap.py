@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +136,7 @@ def shared_of(side: int, overlap: int, phase: int) -> int:
 def reference_manifest(source: Source, tile: Tile) -> Manifest:
     """What a restorer needs to know of a source's own session; it is never written."""
     network = source.descriptor
+    floats: dict[str, Any] = FLOAT_NCHW
     return Manifest(
         name="reference",
         network=network,
@@ -142,8 +144,8 @@ def reference_manifest(source: Source, tile: Tile) -> Manifest:
         model=Model("onnxruntime"),
         precision=Precision("fp32"),
         tile=tile,
-        input=TensorSpec("input", **FLOAT_NCHW, colour=network.input),
-        output=TensorSpec("output", **FLOAT_NCHW, colour=network.output),
+        input=TensorSpec("input", **floats, colour=network.input),
+        output=TensorSpec("output", **floats, colour=network.output),
         versions={},
     )
 
