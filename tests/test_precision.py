@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from builders import make_source
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -106,6 +106,25 @@ def test_every_choice_keeps_nodes_in_float32(
         assert names <= set(kept)
         for node in nodes:
             assert HALF not in {found[name] for name in (*node.input, *node.output)}, node.name
+
+
+def test_no_guard_vanishes(full: onnx.ModelProto, half: tuple[onnx.ModelProto, tuple[str, ...]]) -> None:
+    """The least length of q and k, 1e-12 made smaller as q and k are, would be 0 in half: a black picture then NaN."""
+    model, kept = half
+    tiny = {
+        tensor.name
+        for tensor in full.graph.initializer
+        if tensor.data_type == FLOAT and not tensor.dims and 0 < abs(float(numpy_helper.to_array(tensor))) < 6e-8
+    }
+    guards = [node for node in model.graph.node if tiny.intersection(node.input)]
+    assert {node.op_type for node in guards} == {"Clip"}
+    assert {node.name for node in guards} <= set(kept)
+    found = types(model)
+    assert all(found[name] == FLOAT for node in guards for name in (*node.input, *node.output) if name)
+    ends = {name for node in guards for name in node.output}
+    behind = [node for node in model.graph.node if node.op_type in ("Div", "Mul") and ends.intersection(node.input)]
+    assert behind
+    assert all(found[node.output[0]] == FLOAT for node in behind)
 
 
 def test_a_choice_given_up_becomes_half(full: onnx.ModelProto) -> None:
