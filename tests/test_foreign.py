@@ -113,6 +113,11 @@ def test_an_artifact_cannot_name_code_that_is_run(tmp_path: Path, pictures: Path
         (MINE.replace("scale=2", "scale=3"), "network.scale: found 2, needed 3"),
         (MINE.replace("return self.shuffle", "return x, self.shuffle"), "network.output: found a tuple, needed one"),
         (MINE.replace("scale=2, ", "scale=2, input='gray', "), "network.input: found RGB (3), needed gray (1)"),
+        (MINE.replace("scale=2, ", "scale=2, output='gray', "), "network.output: found 3 planes, needed gray (1)"),
+        (
+            MINE.replace("self.shuffle(self.body(x)) * 0.1 +", "").replace("scale_factor=2", "scale_factor=1.5"),
+            "network.scale: found 41 x 57 pixels become 61 x 85, needed 2 times the input's size",
+        ),
         (
             MINE.replace("self.shuffle(self.body(x))", "self.shuffle(self.body(x[..., : x.shape[-1] // 8 * 8]))"),
             "network.multiple: found 8, needed 1",
