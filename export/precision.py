@@ -76,6 +76,17 @@ def to_fp16(
     """
     graph = model.graph
     exact = set(overflowing).union(*(nodes for name, nodes in choices(graph, lowering).items() if name not in without))
+    beyond = set(overflowing)
+    takers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            takers.setdefault(name, set()).add(node.name)
+    # Weights of what leaves the range are small where its values are large: their scale would vanish in half.
+    beyond |= {
+        node.name
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and takers.get(node.output[0], {""}) <= set(overflowing)
+    }
     values = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     values |= {name: tensor.data_type for name, tensor in weights.items()}
@@ -108,7 +119,7 @@ def to_fp16(
         operator = operator_of(node)
         stays = _float32_inputs(node) if operator is None else operator.float32_inputs
         marker = node.op_type in ("QuantizeLinear", "DequantizeLinear")  # named after what they quantize
-        kind = FLOAT if node.name in (overflowing if marker else exact) else HALF
+        kind = FLOAT if node.name in (beyond if marker else exact) else HALF
         if kind == FLOAT:
             kept.append(node.name)
         if (cast := _target(node)) is not None and cast.i == FLOAT:  # the graph's own: it follows its neighbours
