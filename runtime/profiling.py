@@ -40,9 +40,12 @@ def profile_onnxruntime(artifact: Artifact, tiles: Array, threads: int, runs: in
     """Where ONNX Runtime spends its time, by its own profiler, after one run that is not counted.
 
     Args:
-        tiles: of a run, in the input's layout and type.
+        tiles: of a run, in the input's layout and type; as many of them as the artifact's batch, where that is fixed.
     """
     import onnxruntime
+
+    if artifact.manifest.tile.batch is not None:
+        tiles = np.resize(tiles, (artifact.manifest.tile.batch, *tiles.shape[1:]))
 
     options = session_options(threads)
     options.enable_profiling = True
