@@ -23,7 +23,8 @@ from echoir.samples import SHIPPED
 MEASURE = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:]).returncode
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
 sys.exit(code)
 """
 
@@ -34,7 +35,7 @@ sys.exit(code)
 @click.option("--threads", type=int, default=2, show_default=True)
 def main(model: str, megapixels: tuple[float, ...], threads: int) -> None:
     """Restore one image of each size and print a table."""
-    print(f"{'pixels':>15} {'peak MB':>8} {'in + out MB':>12} {'beyond MB':>10} {'seconds':>8}")
+    print(f"{'pixels':>15} {'peak MB':>8} {'in + out MB':>12} {'beyond MB':>10} {'seconds':>8} {'processor s':>12}")
     for size in megapixels:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "in.png"), Path(folder, "out.png")
@@ -44,11 +45,11 @@ def main(model: str, megapixels: tuple[float, ...], threads: int) -> None:
             start = time.monotonic()
             done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
             seconds = time.monotonic() - start
-            peak = int(done.stdout.split()[-1]) * 1024 / 1e6
+            processor, memory = map(float, done.stdout.split()[-2:])
+            peak = memory * 1024 / 1e6
             both = 2 * width * height * 3 / 1e6
-            print(
-                f"{width:>7} x {height:<5} {peak:>8.0f} {both:>12.0f} {peak - both:>10.0f} {seconds:>8.0f}", flush=True
-            )
+            row = f"{width:>7} x {height:<5} {peak:>8.0f} {both:>12.0f} {peak - both:>10.0f}"
+            print(f"{row} {seconds:>8.0f} {processor:>12.1f}", flush=True)
 
 
 def make_photograph(megapixels: float, path: Path) -> tuple[int, int]:
