@@ -126,7 +126,7 @@ def sum_lanes(x, LANES: tl.constexpr):
 def guide_distances(
     guide, pixels, below, plane, lane,
     K: tl.constexpr, RADIUS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
-    STACK: tl.constexpr = 1, UNROLL: tl.constexpr = 1,
+    STACK: tl.constexpr = 1, UNROLL: tl.constexpr = 1, KEEP: tl.constexpr = False,
 ):  # fmt: skip
     """|pixel - mean|^2 for every tap and row: a tuple for each cell of the stack."""
     SIDE: tl.constexpr = 2 * RADIUS + 1
@@ -144,8 +144,8 @@ def guide_distances(
         uppers, lowers, means = (), (), ()
         for place in tl.static_range(len(pixels)):
             upper = tl.load(here + pixels[place], mask=inside, other=0.0).to(COMPUTE)
-            # A sum of 32-bit offsets, which the compiler makes once and keeps; of single cells it would make it anew.
-            under = here + (pixels[place] + below) if STACK > 1 else here + pixels[place] + below
+            # A sum of 32-bit offsets is made once and kept in a register; one of pointers is made for every channel.
+            under = here + (pixels[place] + below) if KEEP else here + pixels[place] + below
             lower = tl.load(under, mask=inside, other=0.0).to(COMPUTE)
             means = means + (tl.sum(upper + lower, 1, keep_dims=True) * 0.25,)
             uppers, lowers = uppers + (upper,), lowers + (lower,)
@@ -213,7 +213,7 @@ def echo_upsample_forward(
     down, guide, sigma_spatial, sigma_range, height, width, out,
     C: tl.constexpr, K: tl.constexpr, RADIUS: tl.constexpr, PRODUCT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr, COMPUTE: tl.constexpr,
-    STACK: tl.constexpr, UNROLL: tl.constexpr,
+    STACK: tl.constexpr, UNROLL: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """The operator: pointers to inputs, size of the low-resolution plane, pointer to the output.
 
@@ -228,7 +228,7 @@ def echo_upsample_forward(
     y, x, valid, lane = place_threads(height, width, ROWS, COLUMNS, LANES, STACK)
     cells, pixels, _ = look_around(y, x, height, width, RADIUS, STACK)
     stack = guide_distances(
-        guide + image * (4 * K), pixels, below, 4 * plane, lane, K, RADIUS, LANES, COMPUTE, STACK, UNROLL
+        guide + image * (4 * K), pixels, below, 4 * plane, lane, K, RADIUS, LANES, COMPUTE, STACK, UNROLL, KEEP
     )
     sigma_spatial = tl.load(sigma_spatial).to(COMPUTE)
     sigma_range = tl.load(sigma_range).to(COMPUTE)
@@ -258,9 +258,15 @@ def echo_upsample_forward(
 
 
 def compile_time(
-    channels: int, guide_channels: int, radius: int, combine: str, tiling: Tiling, compute: Any = tl.float32
+    channels: int,
+    guide_channels: int,
+    radius: int,
+    combine: str,
+    tiling: Tiling,
+    compute: Any = tl.float32,
+    capability: int = 80,
 ) -> dict[str, Any]:
-    """The compile-time parameters of :func:`echo_upsample_forward`, in its order."""
+    """The compile-time parameters of :func:`echo_upsample_forward`, in its order; ``capability`` as in 87 for 8.7."""
     return {
         "C": channels,
         "K": guide_channels,
@@ -272,6 +278,8 @@ def compile_time(
         "COMPUTE": compute,
         "STACK": tiling.stack,
         "UNROLL": tiling.unroll,
+        # By count (docs/kernel.md): fewer instructions of stacks before 11.0, more elsewhere.
+        "KEEP": tiling.stack > 1 and capability < 110,
     }
 
 
@@ -310,7 +318,9 @@ def forward(
     down, guide = down.contiguous(), guide.contiguous()
     out = down.new_empty(n, channels, 2 * height, 2 * width)
     tiling = tiling or Tiling.for_plane(n, height, width, radius)
-    constants = compile_time(channels, guide.shape[1], radius, combine, tiling, compute_type(down, guide))
+    major, minor = torch.cuda.get_device_capability(down.device) if down.is_cuda else (8, 0)
+    compute = compute_type(down, guide)
+    constants = compile_time(channels, guide.shape[1], radius, combine, tiling, compute, 10 * major + minor)
     with torch.cuda.device_of(down):
         echo_upsample_forward[tiling.grid(n, height, width)](
             down, guide, sigma_spatial, sigma_range, height, width, out, **constants, **launch_options(tiling)

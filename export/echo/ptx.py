@@ -117,7 +117,7 @@ def compile_forward(
         raise BackendError(f"no PTX for sm_{target}; known are {', '.join(f'sm_{known}' for known in TARGETS)}")
     major, minor = TARGETS[target]
     tiling = tiling or Tiling.for_plane(*plane, radius)
-    constants: dict[str, Any] = compile_time(channels, guide_channels, radius, combine, tiling)
+    constants: dict[str, Any] = compile_time(channels, guide_channels, radius, combine, tiling, capability=target)
     tensor, sigma = f"*{storage}", f"*{sigma_storage}"
     signature = {"down": tensor, "guide": tensor, "sigma_spatial": sigma, "sigma_range": sigma}
     signature |= {"height": "i32", "width": "i32", "out": tensor} | dict.fromkeys(constants, "constexpr")
