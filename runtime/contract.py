@@ -45,7 +45,20 @@ class Session(Protocol):
     """Runs tiles. Any number of threads may call :meth:`run` at the same time."""
 
     def run(self, tiles: Array) -> Array:
-        """[N, ...] in the input's layout and type -> [N, ...] in the output's, for any N >= 1."""
+        """Run tiles, in batches that the session chooses; the last one is filled up where it must be.
+
+        Args:
+            tiles: [N, ...] in the manifest's input layout and dtype, N >= 1.
+
+        Returns:
+            [N, ...] in the manifest's output layout and dtype.
+
+        Raises:
+            ValueError: tiles of another shape or type.
+            ClosedSessionError: it was closed.
+            BackendError: the run failed, most likely for want of memory; or a server refused, failed, or gave no answer
+                that makes sense.
+        """
 
     def close(self) -> None:
         """Give back what the session holds; it cannot be used afterwards."""

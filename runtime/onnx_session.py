@@ -83,19 +83,7 @@ class OnnxSession:
         _check_tensors(self.manifest, self._session)
 
     def run(self, tiles: Array) -> Array:
-        """Run tiles, in the model's own batches if its batch is fixed (the last one is filled up).
-
-        Args:
-            tiles: [N, ...] in the manifest's input layout and dtype, N >= 1.
-
-        Returns:
-            [N, ...] in the manifest's output layout and dtype.
-
-        Raises:
-            ValueError: tiles of another shape or type.
-            ClosedSessionError: it was closed.
-            BackendError: the run failed, most likely for want of memory.
-        """
+        """As :class:`~echoir.runtime.contract.Session` says: in the model's own batches if its batch is fixed."""
         return run_in_batches(self.manifest, tiles, self.manifest.tile.batch or max(len(tiles), 1), self._run)
 
     def run_into(self, tiles: Array, out: Array) -> None:

@@ -62,19 +62,7 @@ class OpenVinoSession:
         self._idle: deque[Any] = deque()
 
     def run(self, tiles: Array) -> Array:
-        """Run tiles, in the model's own batches if its batch is fixed, else one by one.
-
-        Args:
-            tiles: [N, ...] in the manifest's input layout and dtype, N >= 1.
-
-        Returns:
-            [N, ...] in the manifest's output layout and dtype.
-
-        Raises:
-            ValueError: tiles of another shape or type.
-            ClosedSessionError: it was closed.
-            BackendError: the run failed, most likely for want of memory.
-        """
+        """As :class:`~echoir.runtime.contract.Session` says: in the model's batches if fixed, else one by one."""
         return run_in_batches(self.manifest, tiles, self.manifest.tile.batch or 1, self._run)
 
     def run_into(self, tiles: Array, out: Array) -> None:

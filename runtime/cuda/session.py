@@ -87,19 +87,7 @@ class TensorRTSession:
         self._scratch = self._memory.take(self._scratch_size)
 
     def run(self, tiles: Array) -> Array:
-        """Run tiles, the last batch filled up; two batches are under way at a time.
-
-        Args:
-            tiles: [N, ...] in the manifest's input layout and dtype, N >= 1.
-
-        Returns:
-            [N, ...] in the manifest's output layout and dtype.
-
-        Raises:
-            ValueError: tiles of another shape or type.
-            ClosedSessionError: it was closed.
-            BackendError: the run failed.
-        """
+        """As :class:`~echoir.runtime.contract.Session` says; two batches are under way at a time."""
         check_tiles(tiles, self.manifest)
         output = np.empty(self.manifest.shape("output", len(tiles)), self.manifest.output.dtype)
         with self._lane(min(len(tiles), self.max_batch)) as lane, self._cuda.current():

@@ -99,19 +99,7 @@ class RemoteSession:
             raise BackendError(f"the server calls the model ready, but a canary tile failed: {error}") from error
 
     def run(self, tiles: Array) -> Array:
-        """Run tiles, in as many requests as the server's largest batch makes necessary.
-
-        Args:
-            tiles: [N, ...] in the manifest's input layout and dtype, N >= 1.
-
-        Returns:
-            [N, ...] in the manifest's output layout and dtype.
-
-        Raises:
-            ValueError: tiles of another shape or type.
-            ClosedSessionError: it was closed.
-            BackendError: the server refused, failed, or gave no answer that makes sense.
-        """
+        """As :class:`~echoir.runtime.contract.Session` says: in requests of the server's largest batch."""
         manifest = self.manifest.of_tiles(tiles.shape)
         check_tiles(tiles, manifest)
         size = manifest.tile.batch
