@@ -65,6 +65,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its name when the body ends, and goes when it raises.
 
+    What killed processes left of such folders goes too.
+
     Raises:
         ImageError: the folder cannot be written, or the disk is full.
     """
@@ -90,9 +92,14 @@ def staged_into(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _beside(target: Path, named: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` for as long as the body takes; ``named`` is what messages name."""
+    held = -1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with _clearing:
+            _clear_stages(target)
+            stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            held = os.open(stage, os.O_RDONLY)  # its lock says to others that someone is still at work in there
+            _lock(held)
     except OSError as error:
         raise ImageError(f"cannot write {named}: {error.strerror or error}") from error
     try:
@@ -102,6 +109,22 @@ def _beside(target: Path, named: Path) -> Iterator[Path]:
         raise ImageError(f"cannot write {named}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(held)
+
+
+def _clear_stages(target: Path) -> None:
+    """Remove the temporary folders of that name which killed processes left: nobody holds them."""
+    name = re.compile(re.escape(f".{target.name}.") + "[a-z0-9_]{8}")
+    with os.scandir(target.parent) as entries:
+        left = [target.parent / entry.name for entry in entries if name.fullmatch(entry.name)]
+    for path in left:
+        with suppress(OSError):  # another's, or no folder
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _lock(held):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def set_aside(stage: Path, folder: Path) -> Path:
@@ -116,7 +139,8 @@ def _replace(stage: Path, folder: Path) -> None:
     if not folder.exists():
         stage.rename(folder)
         return
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as leaving:
+    # Not the name of a stage: killed between the two, this is all that there is of the old one.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.old-", dir=folder.parent) as leaving:
         old = folder.rename(Path(leaving) / folder.name)
         try:
             stage.rename(folder)

@@ -368,6 +368,20 @@ def test_a_stage_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+def test_what_a_killed_export_left_goes_with_the_next_of_its_name_but_not_what_is_in_use(tmp_path: Path) -> None:
+    left, other, old = (tmp_path / name for name in (".kept.abcd_123", ".other.abcd_123", ".kept.old-abcd_123"))
+    for folder in (left, other, old):
+        folder.mkdir()
+        (folder / "half.onnx").touch()
+    with staged(tmp_path / "kept") as first:
+        (first / "a").write_text("new")
+        with staged(tmp_path / "kept") as second:  # at the same time
+            assert first.is_dir()
+            (second / "a").write_text("newer")
+    assert (tmp_path / "kept" / "a").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", other.name, old.name}
+
+
 # echoir parity
 
 
