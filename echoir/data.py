@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,10 +25,20 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to train on: a clean one, and what the world made of it if that is known."""
+    """A picture to train on: a clean one, and what the world made of it if that is known.
+
+    ``root`` is a folder above it, below which no two have one path.
+    """
 
     clean: Path
     degraded: Path | None = None
+    root: Path | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The path below ``root``: pictures of one file name in several folders are told apart."""
+        path = self.clean if self.degraded is None else self.degraded
+        return path.name if self.root is None else path.relative_to(self.root).as_posix()
 
 
 def list_pictures(folders: Iterable[Path], say: Say = lambda _: None) -> list[Picture]:
@@ -175,7 +185,9 @@ def _list_folder(folder: Path, say: Say) -> list[Picture]:
             continue
         if len(degraded) != 1 or len(clean) != 1:
             raise ImageError(_not_a_pair(home, degraded, clean))
-        these = _match(home / degraded[0], named[degraded[0]], home / clean[0], named[clean[0]])
+        root = home / degraded[0]
+        these = _match(root, named[degraded[0]], home / clean[0], named[clean[0]])
+        these = [replace(pair, root=root if home == folder else folder) for pair in these]
         taken[degraded[0], clean[0]] += len(these)
         homes.add(home)
         pairs += these
@@ -184,7 +196,7 @@ def _list_folder(folder: Path, say: Say) -> list[Picture]:
         say(f"{folder}: {count} pairs, {degraded_name}/ and {clean_name}/")
     if beside:
         say(f"{folder}: {len(beside)} pictures beside the pairs left out ({beside[0]})")
-    return [*pairs, *(Picture(path) for path in sorted(set(others) - set(beside)))]
+    return [*pairs, *(Picture(path, root=folder) for path in sorted(set(others) - set(beside)))]
 
 
 def _not_a_pair(home: Path, degraded: list[str], clean: list[str]) -> str:

@@ -39,7 +39,8 @@ class Sample:
     """One picture.
 
     Attributes:
-        name: displayable; with what was done to it, where a set holds one picture several times.
+        name: the path below its folder, displayable; with what was done to it, where a set holds one picture several
+            times.
         degraded: float32, as the network takes it: [H, W, 3] RGB unless it needs something else
             (:func:`echoir.fitting.fitted`).
         truth: float32 [H', W', 3] RGB in [0, 1], as large as what the network gives.
@@ -99,15 +100,15 @@ class Samples:
             check_pictures([picture], factor)
             truth = read_float(picture.clean)
             if picture.degraded is not None:
-                degraded, name = read_float(picture.degraded), picture.degraded.name
+                degraded = read_float(picture.degraded)
                 files: tuple[Path, ...] = (picture.degraded, picture.clean)
             else:
                 assert self.degrade is not None
                 degraded, truth = self.degrade(truth, np.random.default_rng((self.seed, index)))
-                name, files = picture.clean.name, (picture.clean,)
+                files = (picture.clean,)
             if self.network is not None:
                 degraded, truth = fitted(degraded, truth, self.network)
-            yield Sample(displayable(name), degraded, truth, self.label, self.form == "clean", files)
+            yield Sample(displayable(picture.name), degraded, truth, self.label, self.form == "clean", files)
 
     def describe(self) -> dict[str, Any]:
         """What was done to the pictures, for the report."""

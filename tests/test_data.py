@@ -24,6 +24,7 @@ from echoir.data import (
 from echoir.degradations import TASKS, Task
 from echoir.recipe import Stage
 from echoir.runtime.errors import ImageError
+from echoir.samples import Samples
 
 UNTOUCHED = Task(lambda clean, draw: (clean, clean))
 
@@ -312,3 +313,16 @@ def test_split_is_disjoint_and_fixed_by_the_seed() -> None:
     assert not set(training) & set(held)
     assert split(paths, 5, seed=1) == (training, held)
     assert split(paths, 5, seed=2) != (training, held)
+
+
+def test_pictures_of_one_file_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    scenes = [f"pairs/{scene}/{half}/1.png" for scene in "ab" for half in ("blur", "sharp")]
+    for name in ("clean/a/1.png", "clean/b/1.png", "flat/lq/a/1.png", "flat/gt/a/1.png", *scenes):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    names = {folder: [picture.name for picture in list_pictures([tmp_path / folder])] for folder in ("clean", "flat")}
+    assert names == {"clean": ["a/1.png", "b/1.png"], "flat": ["a/1.png"]}
+    pairs = find_pairs(tmp_path / "pairs")
+    assert [pair.name for pair in pairs] == ["a/blur/1.png", "b/blur/1.png"]
+    scored = Samples(tuple(pairs), None, "pairs")
+    assert [sample.name for sample in scored] == ["a/blur/1.png", "b/blur/1.png"]
