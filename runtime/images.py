@@ -33,7 +33,7 @@ from echoir.runtime.files import atomic_write
 from echoir.runtime.picture import WRITABLE, Picture
 from echoir.runtime.png import SIGNATURE
 from echoir.runtime.segments import is_whole, read_extras
-from echoir.runtime.tags import ORIENTATION, PHOTOMETRIC
+from echoir.runtime.tags import ORIENTATION, PHOTOMETRIC, exif_resolution
 from echoir.runtime.vips import cause_of, encoded, fields_of, header_fields, not_of_the_file, use_threads, vips
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def open_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
         image = _loader(format)(os.fsencode(path), access="sequential", fail_on="error")
         _check_header(path, image, max_pixels)
         resolution = (image.xres, image.yres) if extras.resolved else None
+        if format == "webp":  # libvips does not look for it in there
+            resolution = exif_resolution(extras.tags or {})
         pixels, orientation = _decode(image), _orientation(image, extras)
         image = _with_late_exif(image, extras)
         if upright and orientation != 1:

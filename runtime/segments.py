@@ -41,7 +41,7 @@ def _read_webp(file: BinaryIO) -> Extras:
             file.seek(length % 2, 1)
         else:
             file.seek(length + length % 2, 1)
-    return Extras(tags=tags, resolved=282 in (tags or {}), lossless=lossless)
+    return Extras(tags=tags, lossless=lossless)
 
 
 def is_whole(path: Path) -> bool:

@@ -71,6 +71,18 @@ def read_exif(exif: bytes) -> Tags:
     return read_tags(BytesIO(exif.removeprefix(b"Exif\0\0")))
 
 
+def exif_resolution(tags: Tags) -> tuple[float, float] | None:
+    """Pixels per millimetre, across and down; None where the tags do not say it. TIFF 6.0, section 8."""
+    found = [tags.get(number) for number in (282, 283)]
+    unit = tags[296].numbers[:1] if 296 in tags and tags[296].type == 3 else [2]
+    millimetres = {2: 25.4, 3: 10.0}.get(unit[0] if unit else 0)
+    values = [tag.numbers for tag in found if tag is not None and tag.type == 5 and tag.count == 1]
+    if millimetres is None or not values or any(top == 0 or bottom == 0 for top, bottom in values):
+        return None
+    across, down = (top / bottom / millimetres for top, bottom in (values[0], values[-1]))
+    return across, down
+
+
 def carried(tags: Tags) -> Tags:
     """Those that say nothing of how the pixels lie in the file."""
     return {number: tag for number, tag in tags.items() if number not in _STRUCTURE}
