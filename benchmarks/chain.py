@@ -22,7 +22,7 @@ from typing import Any
 
 from memory import MEASURE, make_photograph
 
-HEAD = ["network", "fp32 dB", "fp16 dB", "int8 MACs", "int8 drop", "overlap", "meet / else dB", "engine MB", "build s",
+HEAD = ["network", "fp32 dB", "fp16 dB", "int8 MACs %", "int8 drop", "overlap", "meet / else dB", "engine MB", "build s",
         "Mpx", "processor s", "peak MB"]  # fmt: skip
 ECHOIR = Path(sys.executable).with_name("echoir")
 
@@ -98,7 +98,7 @@ def cells(weights: str, row: dict[str, Any]) -> list[str]:
     large = row.get("restore", {})
     pixels = f"{large['width'] * large['height'] / 1e6:.1f}" if "width" in large else "-"
     return [
-        Path(weights).name, of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100) + " %",
+        Path(weights).name, of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100),
         of("int8", "int8_drop", 3), f"{tile.get('overlap', '-')}", meet,
         "-" if megabytes is None else f"{megabytes / 1e6:.1f}", "-" if seconds is None else f"{seconds:.1f}",
         pixels, of("restore", "processor_seconds", 0), of("restore", "peak_mb", 0),
