@@ -22,8 +22,8 @@ from typing import Any
 
 from memory import MEASURE, make_photograph
 
-HEAD = ["network", "fp32 dB", "fp16 dB", "int8 MACs %", "int8 drop", "overlap", "meet / else dB", "engine MB", "build s",
-        "Mpx", "processor s", "peak MB"]  # fmt: skip
+HEAD = ["network", "fp32 dB", "fp16 dB", "int8 MACs %", "int8 drop", "overlap", "meet / else dB", "engine MB",
+        "build s", "Mpx", "processor s", "peak MB"]  # fmt: skip
 ECHOIR = Path(sys.executable).with_name("echoir")
 
 
