@@ -13,6 +13,7 @@ from echoir.runtime.commands import ThreadsType, device_option
 
 if TYPE_CHECKING:
     from echoir.runtime.contract import Device
+    from echoir.runtime.descriptor import Descriptor
 
 
 def _let_waiting_threads_sleep() -> None:
@@ -245,6 +246,7 @@ def evaluate(
     forms = forms_named(forms)
     if threads:
         torch.set_num_threads(threads)
+    described: Descriptor | None = None
     weights = network or model.endswith(".safetensors") or (SHIPPED / f"{model}.safetensors").is_file()
     if weights and device != "cpu":
         raise click.UsageError(f"--device {device} is for an artifact; PyTorch measures a checkpoint on the CPU")
@@ -254,9 +256,10 @@ def evaluate(
     elif weights:
         checkpoint = load_checkpoint(model)
         trained, restore = checkpoint.task, partial(restore_whole, checkpoint.network)
+        described = checkpoint.descriptor
     else:
         restorer = Restorer.open(model, threads=threads, device=device)
-        trained, restore = restorer.manifest.task, restorer
+        trained, restore, described = restorer.manifest.task, restorer, restorer.manifest.network
         if restorer.manifest.input.dtype == "uint8":  # a camera's model sees what a camera gives: clipped codes
             restore = lambda image: to_float(restorer(to_8bit(image)))  # noqa: E731 - one branch of three
     undone = find_task(task) if task else TASKS.get(trained, trained)
@@ -272,6 +275,8 @@ def evaluate(
     for form, level in asked:
         said: list[str] = []
         samples = open_samples(Path(data), undone, form=form, sigma=level, seed=seed, limit=limit, say=said.append)
+        if described is not None and described.scale > 1:
+            samples = replace(samples, network=described)
         with Progress("evaluate", len(samples), "pictures", log_json=log_json, quiet=quiet) as progress:
             for line in () if scores else said:  # once, not for every level
                 progress.note(line)

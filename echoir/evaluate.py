@@ -15,6 +15,7 @@ from torch import nn
 
 from echoir.degradations import TASKS, Task
 from echoir.metrics import luma, perceptual_distance, psnr, ssim, to_8bit
+from echoir.resize import resize
 from echoir.samples import Sample
 
 Restore = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -36,8 +37,10 @@ class Score:
 def evaluate(restore: Restore, samples: Iterable[Sample], task: str | Task, lpips: bool = False) -> Iterator[Score]:
     """Score every sample; both images are clipped and rounded to 8 bits before they are compared.
 
+    The input of a network that enlarges is enlarged by bicubic interpolation for its figures.
+
     Args:
-        restore: float32 [H, W, 3] in, the same out; a :class:`echoir.runtime.Restorer`, or
+        restore: float32 [H, W, 3] in, the same out, or larger; a :class:`echoir.runtime.Restorer`, or
             :func:`restore_whole` with its network bound.
         task: decides between RGB and the Y channel; a name that is not in ``TASKS`` means RGB.
         lpips: measure LPIPS, too.
@@ -47,9 +50,9 @@ def evaluate(restore: Restore, samples: Iterable[Sample], task: str | Task, lpip
     """
     known = TASKS.get(task) if isinstance(task, str) else task
     for sample in samples:
-        degraded, restored, truth = (
-            to_8bit(image) / 255 for image in (sample.degraded, restore(sample.degraded), sample.truth)
-        )
+        factor = len(sample.truth) // len(sample.degraded)
+        given = resize(sample.degraded, factor) if factor > 1 else sample.degraded
+        degraded, restored, truth = (to_8bit(image) / 255 for image in (given, restore(sample.degraded), sample.truth))
         distances = [perceptual_distance(image, truth) for image in (degraded, restored)] if lpips else []
         if known is not None and known.luma:
             degraded, restored, truth = (luma(image) for image in (degraded, restored, truth))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import echoir
 
 from echoir.checkpoint import load_checkpoint
 from echoir.crops import Crops
@@ -53,6 +55,13 @@ def test_grl_learns_to_enlarge_and_its_weights_come_back(tmp_path: Path) -> None
     assert (described.name, described.task, described.scale) == ("GRL t", "sr", 2)
     image = torch.rand(1, 3, 20, 16)
     torch.testing.assert_close(loaded.network(image), trainer.average.module.eval()(image))
+    shown = echoir("evaluate", path, "--data", tmp_path / "clean", "--threads", 1, "--json", "-")
+    assert shown.code == 0, shown.err
+    figures = [entry["input_psnr"] for entry in json.loads(shown.out)[:-1]]
+    truth = np.asarray(Image.open(tmp_path / "clean" / "0.png")) / np.float32(255)
+    small = np.rint(resize(truth, Fraction(1, 2)).clip(0, 1) * 255) / np.float32(255)
+    bicubic = np.rint(resize(small, 2).clip(0, 1) * 255)
+    assert figures[0] == pytest.approx(-10 * np.log10(np.mean((bicubic / 255 - truth) ** 2)), abs=1e-3)
     again = Trainer("sr", RECIPE, trainer.pictures, tmp_path / "again", start=loaded.network)
     assert torch.equal(again.network.embed.weight, loaded.network.embed.weight)
 
