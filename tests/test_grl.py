@@ -89,6 +89,21 @@ def test_agrees_with_the_stored_form(size: str, task: str, switches: dict[str, A
     assert (restored - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
 
 
+@slow
+@pytest.mark.parametrize(
+    ("size", "task", "picture"),
+    [("s", "denoise", (128, 100)), ("s", "sr", (64, 50)), ("b", "realsr", (50, 63)), ("b", "demosaic", (32, 40))],
+)
+def test_whole_networks_agree_with_the_stored_form(size: str, task: str, picture: tuple[int, int]) -> None:
+    config = GRLConfig.from_preset(size, task=task)
+    network, state = loaded(config)
+    image = torch.rand(1, 3, *picture, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        restored, expected = network(image), naive_grl(state, config, image)
+    assert expected.std() > 0.05
+    assert (restored - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+
+
 def test_a_batch_is_its_pictures_one_by_one() -> None:
     network, _ = loaded(small("demosaic"))
     network.double()

@@ -300,6 +300,11 @@ def test_linear_layers_have_weights_per_output_channel(linear: onnx.ModelProto) 
     assert 0 < np.abs(given - expected).max() < 0.03 * np.abs(expected).max()
 
 
+def test_nothing_to_equalize_is_nothing_to_observe(linear: onnx.ModelProto) -> None:
+    assert spots(Graph(linear)) == []
+    assert observe(linear, [], [np.zeros((9, 8), np.float32)], threads=1) == {}
+
+
 @pytest.mark.tensorrt
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs pip install '.[rtx]'")
 def test_tensorrt_rtx_runs_linear_layers_in_int8(linear: onnx.ModelProto, tmp_path: Path) -> None:
