@@ -21,7 +21,7 @@ from echoir.networks.grl import GRL, MASKED, Attend, Block, Grid, MixedAttention
 Pair = tuple[int, int]
 PARTS = ("within", "gather", "spread")  # the attentions of a block
 FLOOR = 64.0  # below the largest logit of a row, where a weight of e^-64 is nothing beside 1
-AT_ONCE = 4 * 1024**2  # logits that are in a cache from their sum with the bias to their product with the values
+AT_ONCE = 16 * 1024**2  # logits that are in a cache from their sum with the bias to their product with the values
 
 
 @torch.no_grad()
