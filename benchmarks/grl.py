@@ -58,7 +58,6 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--tile", type=int)
     parser.add_argument("--task", default="denoise", choices=[task for task in TASKS if task != "dual-defocus"])
-    parser.add_argument("--picture", type=int, default=512, help="side of the picture that is cut into tiles")
     parser.add_argument("--stages", type=int, default=4, help="of four blocks each; denoising T has 4")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -165,30 +164,31 @@ def speed(options: argparse.Namespace) -> None:
 
 
 def tiles(options: argparse.Namespace) -> None:
-    """Tiles of two paddings; starts on multiples of the padding, of half of it, and anywhere. A plan is shown once."""
+    """Four tiles of two paddings. Those of a row share one padding; two rows share what the table says, exactly."""
     network = lively(options.stages, options.task)
-    form = lean(network)
-    scale, multiple = network.config.scale, network.config.multiple
-    tile, image = 2 * multiple, torch.from_numpy(crops(1, options.picture))
-    print(f"{options.task}, picture {options.picture}, tile {tile}, stages: {options.stages}\n")
-    print("| starts on multiples of | least overlap | pixels restored for each | dB to the whole |\n|---|---|---|---|")
+    form, scale, multiple = lean(network), network.config.scale, network.config.multiple
+    tile = 2 * multiple
+    small = crops(1, 2 * tile)[0]  # the shipped pictures are no larger than that: mirrored where one is smaller
+    photograph = np.pad(small, [(0, 0), *((0, 2 * tile - side) for side in small.shape[1:])], mode="symmetric")
+    print(f"{options.task}, tiles of {tile}, stages: {options.stages}\n")
+    print("| second start | in phase | shared | pixels restored for each | dB to the whole |\n|---|---|---|---|---|")
     with torch.inference_mode():
-        whole = form(image).numpy()
-        seen = set[tuple[int, ...]]()
-        for phase in (multiple, multiple // 2, 1):
-            for overlap in (multiple // 4, multiple // 2, multiple):
-                axis = tile_axis(options.picture, tile, overlap, phase, scale)
-                if tuple(axis.starts) in seen:
-                    continue
-                seen.add(tuple(axis.starts))
-                joined = np.zeros_like(whole)
-                for y, bottom, down in zip(axis.starts, axis.ends, axis.weights, strict=True):
-                    for x, right, across in zip(axis.starts, axis.ends, axis.weights, strict=True):
-                        restored = form(image[..., y:bottom, x:right]).numpy()
-                        area = slice(scale * y, scale * bottom), slice(scale * x, scale * right)
-                        joined[..., area[0], area[1]] += restored * down[:, None] * across
-                pixels = (len(axis.starts) * tile / options.picture) ** 2
-                print(f"| {phase} | {overlap} | {pixels:.2f} | {psnr(joined, whole):.1f} |", flush=True)
+        for shared in (multiple // 4, multiple // 2, multiple, multiple + multiple // 8, 0):
+            image = torch.from_numpy(photograph[None, :, : 2 * tile - shared, : 2 * tile - multiple])
+            whole = form(image).numpy()
+            joined = np.zeros_like(whole)
+            rows, columns = (
+                tile_axis(side, tile, overlap, 1, scale)
+                for side, overlap in zip(image.shape[2:], (shared, multiple), strict=True)
+            )
+            for y, bottom, down in zip(rows.starts, rows.ends, rows.weights, strict=True):
+                for x, right, across in zip(columns.starts, columns.ends, columns.weights, strict=True):
+                    restored = form(image[..., y:bottom, x:right]).numpy()
+                    area = slice(scale * y, scale * bottom), slice(scale * x, scale * right)
+                    joined[..., area[0], area[1]] += restored * down[:, None] * across
+            start, pixels = rows.starts[1], 4 * tile**2 / math.prod(image.shape[2:])
+            aligned = "no" if start % multiple else "yes"
+            print(f"| {start} | {aligned} | {shared} | {pixels:.2f} | {psnr(joined, whole):.1f} |", flush=True)
 
 
 def one_thread(model: onnx.ModelProto) -> ort.InferenceSession:
