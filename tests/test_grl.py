@@ -177,3 +177,9 @@ def test_refuses_what_does_not_fit(size: str, switches: dict[str, Any], message:
 def test_configuration_survives_json(task: str) -> None:
     config = GRLConfig.from_preset("b", task=task)
     assert GRLConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_configuration_read_from_a_recipe_is_that_of_its_checkpoint() -> None:
+    assert GRLConfig(width=32, depths=[4], stripe=[16, 32], window=8) == GRLConfig(  # type: ignore[arg-type]
+        width=32, depths=(4,), stripe=(16, 32), window=8
+    )

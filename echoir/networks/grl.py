@@ -59,6 +59,8 @@ class GRLConfig:
     head: Literal["conv", "shuffle", "staged", "nearest"] = "conv"
 
     def __post_init__(self) -> None:
+        for name in ("depths", "stripe"):  # TOML and JSON have lists alone
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         scales = {"conv": (1,), "shuffle": (2, 3, 4), "staged": (2, 3, 4), "nearest": (4,)}
         if self.head not in scales:
             raise ValueError(f"head must be one of {', '.join(scales)}, got {self.head!r}")
