@@ -326,7 +326,7 @@ class TestArtifact:
 
     def test_another_format_version(self, copy: Path, good: Path) -> None:
         self.edit(copy, "format", value=99)
-        self.refused(copy, good, "format: found 99, needed 3", "newer echoir")
+        self.refused(copy, good, "format: found 99, needed 4", "newer echoir")
 
     def test_another_tile(self, copy: Path, good: Path) -> None:
         self.edit(copy, "tile", "width", value=128)
