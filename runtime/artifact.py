@@ -29,7 +29,7 @@ class Artifact:
 
         Args:
             path: the model file, its ``.json``, or a folder that holds exactly one artifact (with
-                one ``.onnx`` among them, that one).
+                one ``.onnx`` among them, that one), or that of one tile.
 
         Raises:
             ArtifactError: something is missing, renamed, truncated, swapped, edited or unreadable.
@@ -112,7 +112,10 @@ def _only_model(folder: Path) -> Path:
             raise ArtifactError(
                 "artifact", f"{len(found)} artifacts in {folder} ({names})", "one", "name the one you mean"
             )
-    if tiles := _tile_folders(folder):
+    tiles = _tile_folders(folder)
+    if len(tiles) == 1:  # several sizes of picture were asked for, and one tile fits them
+        return _only_model(tiles[0])
+    if tiles:
         hint = f"name one of them, such as {tiles[0]}"
         raise ArtifactError("artifact", f"{len(tiles)} artifacts of different tiles in {folder}", "one", hint)
     raise ArtifactError("artifact", f"no artifact in {folder}", "a model file with its .json beside it")

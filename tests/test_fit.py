@@ -239,6 +239,8 @@ def test_a_command_for_one_artifact_names_those_of_several_tiles(tmp_path: Path)
     assert result.code == 4
     assert f"2 artifacts of different tiles in {folder}" in result.err
     assert str(folder / "64x128") in result.err
+    one = make_tiles(tmp_path / "one", (64, 64))  # of two sizes of picture that one tile fits
+    assert Artifact.open(one).manifest.tile.height == 64
 
 
 def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
