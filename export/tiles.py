@@ -16,8 +16,8 @@ from echoir.export.request import Request
 from echoir.export.sources import open_source
 
 Sides = tuple[int, int]
-# What an export of several tiles leaves, whole or not.
-_OURS = re.compile(r"\.?[0-9]+x[0-9]+(\.failed|\.search\.json)?")
+# What an export of several tiles leaves, whole or not; killed, the folder that it was at work in.
+_OURS = re.compile(r"[0-9]+x[0-9]+(\.failed)?|\.[0-9]+x[0-9]+(\.search\.json|\.(old-)?[a-z0-9_]{8})")
 
 
 def several(request: Request, tiles: Sequence[Sides | Literal["free"]], fits: Sequence[Sides]) -> list[Request]:
@@ -59,8 +59,9 @@ def export_tiles(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is an earlier export, of one tile or of several, and holds nothing else."""
+    """Whether a folder is an earlier export, of one tile or of several, or a killed one, and holds nothing else."""
     if (folder / "parity.json").is_file():
         return True
     names = [path.name for path in folder.iterdir()]
-    return any((folder / name / "parity.json").is_file() for name in names) and all(map(_OURS.fullmatch, names))
+    whole = any((folder / name / "parity.json").is_file() for name in names)
+    return (whole or any(name.startswith(".") for name in names)) and all(map(_OURS.fullmatch, names))

@@ -447,3 +447,8 @@ def test_several_tiles_are_whole_exports_in_one_folder(
     assert sorted(path.name for path in folder.iterdir()) == ["32x32", "64x32"]
     (folder / "notes.txt").write_text("mine")
     assert "holds something else" in run(*again, "--force")[2]
+    # What one killed at its first tile leaves is no one else's.
+    shutil.rmtree(folder)
+    (folder / ".32x64.abcdef12").mkdir(parents=True)
+    assert run(*again, "--force")[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["32x32", "32x64"]
