@@ -16,7 +16,7 @@ from running import echoir
 
 from echoir.export.build import build_artifact
 from echoir.runtime import Restorer
-from echoir.runtime.artifact import write_artifact
+from echoir.runtime.artifact import Artifact, write_artifact
 from echoir.runtime.contract import Device
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError

@@ -40,8 +40,8 @@ class Seam:
         if self.band.psnr >= self.least or not self.strict:
             return []
         return [
-            f"tiles are {self.band.psnr:.2f} dB from the whole picture where they meet, {_db(self.elsewhere)} elsewhere, "
-            f"the gate is {self.least:g} dB: give a larger --overlap, or auto"
+            f"tiles are {self.band.psnr:.2f} dB from the whole picture where they meet, {_db(self.elsewhere)} "
+            f"elsewhere, the gate is {self.least:g} dB: give a larger --overlap, or auto"
         ]
 
     @property
