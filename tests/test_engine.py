@@ -403,7 +403,7 @@ def test_an_engine_is_measured_where_it_runs(
     samples: Any = [1, 2, 3]
     request: Any = None
     checkpoint: Any = None
-    found = pipeline._prove_engine(request, checkpoint, identity, samples, progress)
+    found = pipeline._prove_engine(request, checkpoint, identity, samples, None, progress)
     assert found == (identity, ("too far",) if measured else ())
     assert progress.total == (8 if measured else 5)
 
@@ -415,4 +415,4 @@ def test_an_engine_unlike_its_manifest_is_not_handed_over(identity: Artifact, mo
     monkeypatch.setattr(build, "open_session", open_session)
     nothing: Any = None
     with pytest.raises(ArtifactError, match=r"output\.name"):
-        pipeline._prove_engine(nothing, nothing, identity, nothing, nothing)
+        pipeline._prove_engine(nothing, nothing, identity, nothing, None, nothing)
