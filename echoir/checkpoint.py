@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 OWN = "keywords"  # what the description of a network of one's own has
 SHIPPED = Path(__file__).parent / "weights"
-FORMS_OF_SHIPPED = {  # trained before the header said it
-    "realnoise": ("clipped", "jpeg420", "correlated"),
-}
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,7 @@ class Checkpoint:
     @property
     def descriptor(self) -> Descriptor:
         """What the network is and needs."""
-        shipped = FORMS_OF_SHIPPED.get(self.path.stem, ()) if self.path.parent == SHIPPED else ()
-        return replace(self.network.describe(self.task, self.preset), forms=tuple(self.metadata.get("forms", shipped)))
+        return replace(self.network.describe(self.task, self.preset), forms=tuple(self.metadata.get("forms", ())))
 
 
 def save_checkpoint(

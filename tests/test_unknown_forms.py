@@ -107,8 +107,8 @@ def test_stream_says_it_of_video(tmp_path: Path) -> None:
 
 
 def test_checkpoints_and_tasks_say_what_was_trained_on(tmp_path: Path) -> None:
-    assert load_checkpoint("realnoise").descriptor.forms == ("clipped", "jpeg420", "correlated")
-    assert load_checkpoint("denoise").descriptor.forms == tuple(FORMS)
+    for name in ("denoise", "realnoise"):
+        assert load_checkpoint(name).descriptor.forms == tuple(FORMS)
     assert load_checkpoint("derain").descriptor.forms == ()
     network = EchoIR.from_preset("tiny", width=8, heads=(1, 1, 1, 1), blocks=(1, 1, 1), middle=1)
     save_checkpoint(tmp_path / "denoise.safetensors", network, "denoise", "tiny", {"forms": ["gray"]})
