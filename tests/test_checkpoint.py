@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from echoir.evaluate import restore_whole
 from echoir.forms import FORMS
 from echoir.metrics import psnr
 from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig
+from echoir.resize import resize
 from echoir.runtime.errors import ArtifactError
 
 
@@ -99,6 +101,13 @@ def test_what_is_stored_in_half_of_the_bytes_says_so_and_what_it_was_trained_fro
     assert checkpoint.network.config == PRESETS["tiny"]
     assert checkpoint.metadata["stored"] == "float16"
     assert {run["device"] for run in checkpoint.metadata["before"]} == {"cpu", "cuda"}
+
+
+def test_the_small_one_that_doubles_beats_bicubic() -> None:
+    truth = data.chelsea()[40:168, 60:220].astype(np.float32) / 255
+    small = resize(truth, Fraction(1, 2))
+    made = restore_whole(load_checkpoint("sr-x2").network, small)
+    assert psnr(made.clip(0, 1), truth) > psnr(resize(small, 2).clip(0, 1), truth) + 0.5
 
 
 def test_a_checkpoint_of_another_network_than_its_presets_loads_as_it_was_stored(tmp_path: Path) -> None:
