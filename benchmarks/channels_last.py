@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
+from engine_layers import engine_layers
 
 from echoir.export.sources import open_source
 from echoir.export.typed import export_onnx
@@ -44,32 +45,6 @@ def places(model: onnx.ModelProto) -> tuple[dict[str, str], Counter[str]]:
     return found, Counter(found.values())
 
 
-def engine_layers(path: Path, capability: str) -> list[str]:
-    """A line for each layer of TensorRT-RTX's engine, as its log describes them."""
-    import tensorrt_rtx as trt
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: object, message: str) -> None:
-            self.lines += message.splitlines() if ", LayerType: " in message else []
-
-    logger = Logger()
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    if not trt.OnnxParser(network, logger).parse(path.read_bytes()):
-        raise SystemExit("the parser refused the graph")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
-    if builder.build_serialized_network(network, config) is None:
-        raise SystemExit("the engine was not built")
-    return logger.lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="denoise")
@@ -90,7 +65,7 @@ def main() -> None:
             model = onnx.load(path)
             where, counts = places(model)
             kinds = {node.name: node.op_type for node in model.graph.node}
-            lines = engine_layers(path, options.capability)
+            _, lines = engine_layers(path.read_bytes(), options.capability)
         layers = read_layers(lines)
         alone, fused, seen = Counter[str](), Counter[str](), set[str]()
         for layer in layers:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from engine_layers import engine_layers
 from onnx import TensorProto, helper, numpy_helper
 from subjects import source
 
@@ -93,28 +94,9 @@ def _alone(function: onnx.FunctionProto, channels: int, cells: int, storage: int
 
 def _compiled(model: onnx.ModelProto) -> tuple[int, int, float]:
     """Layers parsed, kernels, and the megabytes that kernels read and write, as the engine's layers say."""
-    import tensorrt_rtx as trt
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: object, message: str) -> None:
-            self.lines += message.splitlines() if ", LayerType: " in message else []
-
-    logger = Logger()
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    if not trt.OnnxParser(network, logger).parse(model.SerializeToString()):
-        raise SystemExit("the parser refused the function")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    builder.build_serialized_network(network, config)
+    parsed, lines = engine_layers(model.SerializeToString(), "8.9")
     kernels, moved = 0, 0
-    for line in logger.lines:
+    for line in lines:
         found = re.match(r"Name: .*?, LayerType: (\w+), Inputs: (.*?)\], Constants: .*?\], Outputs: (.*)", line)
         if found is None or found[1] in ("signal", "wait"):
             continue
@@ -122,7 +104,7 @@ def _compiled(model: onnx.ModelProto) -> tuple[int, int, float]:
         for sizes, kind in re.findall(r"Dimensions: \[([\d,]*)\].*?Datatype: (\w+)", found[2] + found[3]):
             elements = int(np.prod([int(size) for size in sizes.split(",")])) if sizes else 1
             moved += elements * {"Half": 2, "Int8": 1, "Bool": 1}.get(kind, 4)
-    return network.num_layers, kernels, moved / 1e6
+    return parsed, kernels, moved / 1e6
 
 
 if __name__ == "__main__":

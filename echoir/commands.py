@@ -265,9 +265,10 @@ def evaluate(
     undone = find_task(task) if task else TASKS.get(trained, trained)
     scores: list[Score] = []
     say: Callable[..., None] = click.echo if json_file != "-" else (lambda _: None)
+    given = "bicubic" if described is not None and described.scale > 1 else "input"
     say(
-        f"{'':>20} {'input PSNR':>11} {'PSNR':>7} {'input SSIM':>11} {'SSIM':>7} {'worst PSNR':>11}"
-        + f" {'input LPIPS':>12} {'LPIPS':>7}" * lpips
+        f"{'':>20} {f'{given} PSNR':>12} {'PSNR':>7} {f'{given} SSIM':>12} {'SSIM':>7} {'worst PSNR':>11}"
+        + f" {f'{given} LPIPS':>13} {'LPIPS':>7}" * lpips
     )
     asked = [
         (form, level) for form in (forms or (None,)) for level in ((None,) if form == "clean" else sigma or (None,))
@@ -286,9 +287,9 @@ def evaluate(
                 progress.advance(picture=one.picture)
         average = mean(these)
         say(
-            f"{samples.label:>20} {average.input_psnr:>11.2f} {average.psnr:>7.2f}"
-            f" {average.input_ssim:>11.4f} {average.ssim:>7.4f} {min(one.psnr for one in these):>11.2f}"
-            + (f" {average.input_lpips:>12.4f} {average.lpips:>7.4f}" if lpips else "")
+            f"{samples.label:>20} {average.input_psnr:>12.2f} {average.psnr:>7.2f}"
+            f" {average.input_ssim:>12.4f} {average.ssim:>7.4f} {min(one.psnr for one in these):>11.2f}"
+            + (f" {average.input_lpips:>13.4f} {average.lpips:>7.4f}" if lpips else "")
         )
         scores += [replace(one, picture=f"{samples.label}/{one.picture}") for one in (*these, average)]
     options.write_figures(json_file, to_json(scores))

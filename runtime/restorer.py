@@ -112,9 +112,12 @@ class Restorer:
         return first
 
     @property
-    def models(self) -> str:
-        """The SHA-256 of the model, or of all of them: what pixels depend on."""
-        return " ".join(one.manifest.model.sha256 for one in (self, *self._others))
+    def models(self) -> list[dict[str, str | int]]:
+        """Of each model its SHA-256, and the overlap and margin of its tiles: what pixels depend on."""
+        return [
+            {"sha256": one.manifest.model.sha256, "overlap": one.overlap, "margin": one.manifest.tile.margin}
+            for one in (self, *self._others)
+        ]
 
     def __call__(
         self, image: Array, *, colour: Colour = "RGB", on_tiles: OnTiles | None = None, out: Array | None = None

@@ -221,7 +221,7 @@ def test_of_several_artifacts_each_picture_takes_the_one_that_wastes_least(tmp_p
             costs = {one: waste(make_manifest(tile=one, overlap=8), *size)[2] for one in numbers}
             assert costs[tile] == min(costs.values())
             assert restorer.tiles(*size) == waste(make_manifest(tile=tile, overlap=8), *size)[0]
-        assert len(restorer.models.split()) == 3
+        assert len(restorer.models) == 3
     with pytest.raises(ValueError, match="closed"):
         restorer(np.zeros((60, 128, 3), np.uint8))
 

@@ -67,17 +67,8 @@ def restored(folder: Path, picture: Path) -> np.ndarray[Any, np.dtype[np.uint8]]
         return np.asarray(image)
 
 
-# A function of one's own.
-
-
-def test_a_function_goes_through_the_whole_chain(tmp_path: Path, pictures: Path) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
-    weights = f"{tmp_path}/mine.py:build"
-    made = export(tmp_path, weights, pictures, "--overlap", 16)
-    assert made.code == 0
-    parity = json.loads((tmp_path / "out" / "parity.json").read_text())
-    assert parity["figures"]["engine_against_pytorch"]["psnr_min"] > 100
-    assert parity["conditions"]["degradation"]["reduced"] == "2 times, bicubic"
+def check_that_it_doubles(tmp_path: Path, weights: object, pictures: Path) -> None:
+    """The artifact restores, its report shows what it is judged beside, and parity finds its source again."""
     assert restored(tmp_path, pictures / "waves.png").shape == (300, 340, 3)
     report = Page((tmp_path / "out" / "report.html").read_text())
     words = re.findall("input|bicubic|PyTorch|engine|truth|difference", report.text.split("Worst first")[1])
@@ -91,6 +82,20 @@ def test_a_function_goes_through_the_whole_chain(tmp_path: Path, pictures: Path)
     assert np.abs(bicubic - original).mean() < np.abs(given - original).mean()
     again = echoir("parity", tmp_path / "out", "--weights", weights, "--data", pictures)
     assert again.code == 0
+
+
+# A function of one's own.
+
+
+def test_a_function_goes_through_the_whole_chain(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    weights = f"{tmp_path}/mine.py:build"
+    made = export(tmp_path, weights, pictures, "--overlap", 16)
+    assert made.code == 0
+    parity = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert parity["figures"]["engine_against_pytorch"]["psnr_min"] > 100
+    assert parity["conditions"]["degradation"]["reduced"] == "2 times, bicubic"
+    check_that_it_doubles(tmp_path, weights, pictures)
 
 
 def test_an_artifact_cannot_name_code_that_is_run(tmp_path: Path, pictures: Path) -> None:
@@ -279,19 +284,7 @@ def test_a_checkpoint_that_spandrel_knows_goes_through_the_whole_chain(tmp_path:
     said = network["architecture"], network["scale"], network["input"], network["task"]
     assert said == ("RealESRGAN Compact", 2, "RGB", "sr")
     assert set(network["measured"]) == {"scale", "output", "multiple", "phase"}
-    assert restored(tmp_path, pictures / "waves.png").shape == (300, 340, 3)
-    report = Page((tmp_path / "out" / "report.html").read_text())
-    words = re.findall("input|bicubic|PyTorch|engine|truth|difference", report.text.split("Worst first")[1])
-    assert [*dict.fromkeys(words)][:6] == ["engine", "PyTorch", "difference", "input", "bicubic", "truth"]
-    given, bicubic, _, _, truth, _ = (picture.astype(float) for picture in report.images)
-    original = np.asarray(Image.open(pictures / "waves.png"))
-    assert given.shape == bicubic.shape == truth.shape == original.shape
-    assert np.abs(truth - original).mean() < 3  # a lossy picture
-    small = given[::2, ::2]
-    assert np.abs(given - small.repeat(2, 0).repeat(2, 1)).mean() < 3
-    assert np.abs(bicubic - original).mean() < np.abs(given - original).mean()
-    again = echoir("parity", tmp_path / "out", "--weights", weights, "--data", pictures)
-    assert again.code == 0
+    check_that_it_doubles(tmp_path, weights, pictures)
 
 
 def test_a_hint_of_spandrel_is_not_trusted(tmp_path: Path) -> None:
@@ -347,19 +340,7 @@ def test_an_onnx_file_goes_through_the_whole_chain(tmp_path: Path, pictures: Pat
     assert parity["figures"]["engine_against_pytorch"]["psnr_min"] is None or (
         parity["figures"]["engine_against_pytorch"]["psnr_min"] > 52.5
     )
-    assert restored(tmp_path, pictures / "waves.png").shape == (300, 340, 3)
-    report = Page((tmp_path / "out" / "report.html").read_text())
-    words = re.findall("input|bicubic|PyTorch|engine|truth|difference", report.text.split("Worst first")[1])
-    assert [*dict.fromkeys(words)][:6] == ["engine", "PyTorch", "difference", "input", "bicubic", "truth"]
-    given, bicubic, _, _, truth, _ = (picture.astype(float) for picture in report.images)
-    original = np.asarray(Image.open(pictures / "waves.png"))
-    assert given.shape == bicubic.shape == truth.shape == original.shape
-    assert np.abs(truth - original).mean() < 3  # a lossy picture
-    small = given[::2, ::2]
-    assert np.abs(given - small.repeat(2, 0).repeat(2, 1)).mean() < 3
-    assert np.abs(bicubic - original).mean() < np.abs(given - original).mean()
-    again = echoir("parity", tmp_path / "out", "--weights", weights, "--data", pictures)
-    assert again.code == 0
+    check_that_it_doubles(tmp_path, weights, pictures)
 
 
 def test_a_toml_beside_it_says_what_is_known_and_flags_go_before_it(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def find_overlap(
     most = min(sides) // 4
     margin = max((index + 1 for index, ring in enumerate(rings) if ring.psnr < least), default=0)
     inside = sum(rings[most:], SquaredError())
-    while 2 * margin <= 2 * most:
+    while margin <= most:
         need = max(2 * margin, network.overlap)
         overlap = min(shared_of(side, need, phase) for side, phase in zip(sides, network.phase, strict=True))
         found = Tile(*sides, overlap, tile.batch, margin=margin)

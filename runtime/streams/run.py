@@ -103,8 +103,7 @@ class Run:
         if self.deadline is None:
             identity = {
                 "source": fingerprint(self.source_name),
-                "model": self.restorer.models,
-                "overlap": self.restorer.overlap,
+                "models": self.restorer.models,
                 "strength": self.restorer.strength,
                 "colour": vars(colour),
                 "deinterlace": self.wishes.deinterlace,
