@@ -21,7 +21,6 @@ from echoir.networks.grl import GRL, MASKED, Attend, Block, Grid, MixedAttention
 Pair = tuple[int, int]
 PARTS = ("within", "gather", "spread")  # the attentions of a block
 FLOOR = 64.0  # below the largest logit of a row, where a weight of e^-64 is nothing beside 1
-AT_ONCE = 16 * 1024**2  # logits that are in a cache from their sum with the bias to their product with the values
 
 
 @torch.no_grad()
@@ -148,14 +147,11 @@ class Weights(nn.Module):
 
 
 class Similarity(nn.Module):
-    """:class:`echoir.networks.grl.Attend` on cells, with its bias spread from a table, some queries at a time.
+    """:class:`echoir.networks.grl.Attend` on cells, with its bias spread from a table.
 
     With queries column by column and keys row by row (or the other way round) the bias of a query is one
     stretch of the table, once that is spread along the queries' rows: it takes two gathers of whole rows and
     no transposition. Of windows, where both have the same order, the bias is small enough to turn.
-
-    Each of the passes over all logits at once would go through memory; over ``AT_ONCE`` of them, it finds them in a
-    cache. So queries come some lines of their cell at a time.
     """
 
     scale: Tensor
@@ -175,23 +171,19 @@ class Similarity(nn.Module):
         if self.weights.shifted:
             q = self.append(q, self.queries, counts, zero, MASKED / 4, -0.75 * MASKED)
             k = self.append(k, self.keys, counts, zero, 1.0, 1.0)
-        k, biases = k.transpose(-2, -1), self.biases(zero, counts)
-        several = zip(q.chunk(len(biases), 2), biases, strict=True)
-        return torch.cat([self.weights(part, k, bias) @ v for part, bias in several], 2)
+        return self.weights(q, k.transpose(-2, -1), self.bias(zero)) @ v
 
-    def biases(self, zero: Tensor, counts: Pair) -> list[Tensor]:
-        """[heads, queries, keys] each, for a part of the queries of every cell, of a map of so many cells."""
+    def bias(self, zero: Tensor) -> Tensor:
+        """[heads, queries, keys]."""
         (h, w), (m, n) = self.queries.grid.size, self.keys.grid.size
         if self.keys.by_column:
             h, w, m, n = w, h, n, m
         across, down = (_offsets(*sides) + zero for sides in ((w, n), (h, m)))
-        lines = self.table.index_select(2, across).unflatten(2, (w, n)).transpose(1, 2)  # [heads, w, h + m - 1, n]
-        logits = math.prod(counts) * len(lines) * h * w * m * n
+        rows = self.table.index_select(2, across).unflatten(2, (w, n)).transpose(1, 2)  # [heads, w, h + m - 1, n]
+        bias = rows.index_select(2, down).unflatten(2, (h, m))  # [heads, w, h, m, n]
         if self.queries.by_column == self.keys.by_column:
-            bias = lines.index_select(2, down).unflatten(2, (h, m)).transpose(1, 2).reshape(-1, h * w, m * n)
-            return list(bias.chunk(_parts(h, logits), 1))
-        several = lines.chunk(_parts(w, logits), 1)
-        return [part.index_select(2, down).reshape(len(part), -1, m * n) for part in several]
+            bias = bias.transpose(1, 2)
+        return bias.reshape(-1, h * w, m * n)
 
     def append(self, x: Tensor, cells: Cells, counts: Pair, zero: Tensor, factor: float, constant: float) -> Tensor:
         """Four more coordinates: 0 is added to a product of tokens of the same side, -100 to others."""
@@ -207,13 +199,6 @@ def _length(x: Tensor) -> Tensor:
 def _offsets(queries: int, keys: int) -> Tensor:
     """Where in a table's axis the bias of each query and key lies: [queries * keys]."""
     return (torch.arange(queries)[:, None] - torch.arange(keys) + keys - 1).flatten()
-
-
-def _parts(lines: int, logits: int) -> int:
-    """Into how many equal parts so many lines are cut, for each to have ``AT_ONCE`` of the logits or fewer."""
-    return next(
-        parts for parts in range(1, lines + 1) if parts == lines or (lines % parts == 0 and logits <= parts * AT_ONCE)
-    )
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
