@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from echoir.networks.echoir import PRESETS, EchoIR
+from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig
 from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime.tiling import tile_starts
 
@@ -73,10 +73,10 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def cost(preset: str, tile: int) -> tuple[int, int]:
+def cost(config: EchoIRConfig, tile: int) -> tuple[int, int]:
     """Multiply-adds of one tile, and the values that it moves."""
     with torch.device("meta"), torch.no_grad():
-        network, image = EchoIR(PRESETS[preset]).eval(), torch.empty(1, 3, tile, tile)
+        network, image = EchoIR(config).eval(), torch.empty(1, 3, tile, tile)
         traffic = Traffic()
         for module in network.modules():
             if isinstance(module, EchoUpsampler):
@@ -84,6 +84,17 @@ def cost(preset: str, tile: int) -> tuple[int, int]:
         with FlopCounterMode(display=False) as flops, traffic:
             network(image)
     return flops.get_total_flops() // 2, traffic.values
+
+
+def tiles(frame: tuple[int, int], tile: int, overlap: int) -> int:
+    return math.prod(len(tile_starts(size, tile, overlap)) for size in frame)
+
+
+def rate(config: EchoIRConfig, card: Card, tile: int, overlap: int, frame: tuple[int, int], size: int) -> float:
+    """Frames a second at best, with values of so many bytes."""
+    operations, values = cost(config, tile)
+    seconds = max(2 * operations / card.operations, values * size / card.bandwidth)
+    return 1 / (seconds * tiles(frame, tile, overlap))
 
 
 def main() -> None:
@@ -95,15 +106,14 @@ def main() -> None:
     print(f"| frame | preset | tiles | 10⁹ multiply-adds | GB | {' | '.join(card.name for card in CARDS)} |")
     print(f"|---|---|---|---|---|{'---|' * len(CARDS)}")
     for preset in ("tiny", "small", "base"):
-        operations, values = cost(preset, options.tile)
-        for height, width in FRAMES:
-            tiles = math.prod(len(tile_starts(size, options.tile, options.overlap)) for size in (height, width))
-            multiply_adds, moved = operations * tiles, values * tiles * options.bytes
-            times = [max(2 * multiply_adds / card.operations, moved / card.bandwidth) for card in CARDS]
-            rates = " | ".join(f"{1 / seconds:.1f}" for seconds in times)
-            print(
-                f"| {width} x {height} | {preset} | {tiles} | {multiply_adds / 1e9:.0f} | {moved / 1e9:.2f} | {rates} |"
-            )
+        config = PRESETS[preset]
+        operations, values = cost(config, options.tile)
+        for frame in FRAMES:
+            count = tiles(frame, options.tile, options.overlap)
+            rates = [rate(config, card, options.tile, options.overlap, frame, options.bytes) for card in CARDS]
+            row = [f"{frame[1]} x {frame[0]}", preset, str(count), f"{operations * count / 1e9:.0f}"]
+            row += [f"{values * count * options.bytes / 1e9:.2f}", *(f"{one:.1f}" for one in rates)]
+            print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":
