@@ -65,7 +65,8 @@ def probe(module: nn.Module, descriptor: Descriptor, *, fixed: bool = False) -> 
     activation = max(sizes, default=0) / (height * width)
     if fixed:
         return Behaviour(False, activation)
-    _check_phase(module, descriptor)
+    if "phase" not in descriptor.measured:
+        _check_phase(module, descriptor)
     other = _run(module, descriptor.input, height - 1, width - 1)  # padded by the network, no larger than before
     any_size = isinstance(other, Tensor) and other.shape[2:] == _scaled(descriptor.scale, height - 1, width - 1)
     if not any_size:
@@ -173,22 +174,23 @@ CLEAR = 10.0  # by so much better than others, a phase is one
 
 def _check_phase(module: nn.Module, descriptor: Descriptor) -> None:
     """Refuse a phase at whose multiples the network does not do the same everywhere, where another's would do."""
+    steadiness = _Steadiness(module, descriptor)
     for axis, declared in enumerate(descriptor.phase):
-        steady = _steadiness(module, descriptor, axis, declared)
+        steady = steadiness(axis, declared)
         if not steady < LIE:
             continue
         for other in SHIFTS:
             shift = math.lcm(declared, other)
-            if shift != declared and _steadiness(module, descriptor, axis, shift) >= steady + CURE:
+            if shift != declared and steadiness(axis, shift) >= steady + CURE:
                 needed = " x ".join(map(str, dict.fromkeys(descriptor.phase)))
                 raise ArtifactError("network.phase", f"{shift} {('down', 'across')[axis]}", needed, EDITED)
 
 
 def _phase(module: nn.Module, descriptor: Descriptor) -> Pair:
     """The least phase at whose multiples a network does the same everywhere; 1 where none stands out."""
-    found = []
+    steadiness, found = _Steadiness(module, descriptor), []
     for axis in range(2):
-        steady = {shift: _steadiness(module, descriptor, axis, shift) for shift in SHIFTS}
+        steady = {shift: steadiness(axis, shift) for shift in SHIFTS}
         best = max(steady.values())
         if best < steady[1] + CLEAR:
             found.append(1)
@@ -197,37 +199,49 @@ def _phase(module: nn.Module, descriptor: Descriptor) -> Pair:
     return found[0], found[1]
 
 
-def _steadiness(module: nn.Module, descriptor: Descriptor, axis: int, shift: int) -> float:
-    """How alike a network does on two windows of a picture that lie ``shift`` apart, in dB, away from their borders.
+class _Steadiness:
+    """How alike a network does on two windows of a picture that lie some pixels apart.
 
-    NaN where that is too far apart to tell.
+    One of them is the same for all distances, and runs once.
     """
-    height, width = (one * math.ceil(80 / one) for one in descriptor.multiple)
-    down, across = (shift, 0) if axis == 0 else (0, shift)
-    edge, scale = 16, descriptor.scale
-    rows, columns = scale * (height - 2 * edge - down), scale * (width - 2 * edge - across)
-    if rows <= 0 or columns <= 0:  # they have nothing in common
-        return math.nan
-    generator = torch.Generator().manual_seed(0)
-    channels = CHANNELS[descriptor.input]
-    coarse = torch.rand(1, channels, -(-(height + down) // 8), -(-(width + across) // 8), generator=generator)
-    picture = nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")[..., : height + down, : width + across]
-    picture = picture + 0.02 * torch.randn(picture.shape, generator=generator)
-    windows = (picture[..., :height, :width], picture[..., down:, across:])
-    try:
-        with torch.inference_mode():
-            first, second = (module(window.contiguous()) for window in windows)
-    except Exception:  # what fails here is told by the other runs
-        return math.inf
-    inner, other = (
-        made[..., top : top + rows, left : left + columns]
-        for made, top, left in (
-            (first, scale * (edge + down), scale * (edge + across)),
-            (second, scale * edge, scale * edge),
+
+    def __init__(self, module: nn.Module, descriptor: Descriptor) -> None:
+        self._module, self._scale = module, descriptor.scale
+        self._height, self._width = (one * math.ceil(80 / one) for one in descriptor.multiple)
+        generator = torch.Generator().manual_seed(0)
+        sides = 2 * self._height, 2 * self._width
+        coarse = torch.rand(1, CHANNELS[descriptor.input], *(-(-side // 8) for side in sides), generator=generator)
+        smooth = nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+        self._picture = smooth + 0.02 * torch.randn(smooth.shape, generator=generator)
+        self._first: Tensor | None = None
+
+    def __call__(self, axis: int, shift: int) -> float:
+        """In dB, away from their borders; NaN where they are too far apart to tell."""
+        down, across = (shift, 0) if axis == 0 else (0, shift)
+        edge, scale = 16, self._scale
+        rows, columns = scale * (self._height - 2 * edge - down), scale * (self._width - 2 * edge - across)
+        if rows <= 0 or columns <= 0:  # they have nothing in common
+            return math.nan
+        try:
+            first = self._first = self._window(0, 0) if self._first is None else self._first
+            second = self._window(down, across)
+        except Exception:  # what fails here is told by the other runs
+            return math.inf
+        inner, other = (
+            made[..., top : top + rows, left : left + columns]
+            for made, top, left in (
+                (first, scale * (edge + down), scale * (edge + across)),
+                (second, scale * edge, scale * edge),
+            )
         )
-    )
-    error = float((inner - other).square().mean())
-    return math.inf if error == 0 else -10 * math.log10(error)
+        error = float((inner - other).square().mean())
+        return math.inf if error == 0 else -10 * math.log10(error)
+
+    def _window(self, top: int, left: int) -> Tensor:
+        with torch.inference_mode():
+            window = self._picture[..., top : top + self._height, left : left + self._width]
+            made: Tensor = self._module(window.contiguous())
+            return made
 
 
 def _odd(multiple: int, least: int) -> int:
