@@ -48,13 +48,14 @@ class OnnxSource:
         self.model = _load(path)
         if (described := path.with_suffix(".toml")).is_file():
             said = said.or_else(Declared.read(described))
-        self._batch, height, width = _input_sizes(self.model)
+        batch, height, width = _input_sizes(self.model)
+        self.batch: int | None = batch
         fixed = height is not None and width is not None
         if height is not None and width is not None:
             said = said.or_else(Declared(tile=(height, width), multiple=(height, width)))
             if said.tile != (height, width):
                 raise ArtifactError("network.tile", f"{height} x {width}, fixed in {path.name}", said.tile)
-        self.module = _Module(self.model, self._batch)
+        self.module = _Module(self.model, self.batch)
         said = said.or_else(Declared(architecture=displayable(path.stem), phase=(1, 1) if fixed else None))
         parameters = sum(int(np.prod(tensor.dims)) for tensor in self.model.graph.initializer)
         self.descriptor: Descriptor = describe(self.module, said, parameters=parameters, fixed=fixed)
@@ -70,10 +71,10 @@ class OnnxSource:
         if self._fixed and (free or tile != self.descriptor.tile):
             needed = " x ".join(map(str, self.descriptor.tile))
             raise ArtifactError("tile", f"{tile[0]} x {tile[1]}", f"{needed}, fixed in {self._path.name}")
-        if self._batch is not None and self._batch != batch:
+        if self.batch is not None and self.batch != batch:
             found = "any" if batch is None else batch
-            hint = f"export with --batch {self._batch}, or the ONNX again with an open batch"
-            raise ArtifactError("batch", found, f"{self._batch}, fixed in {self._path.name}", hint)
+            hint = f"export with --batch {self.batch}, or the ONNX again with an open batch"
+            raise ArtifactError("batch", found, f"{self.batch}, fixed in {self._path.name}", hint)
         sides = ["rows", "columns"] if free else tile
         shape = [batch or "batch", CHANNELS[self.descriptor.input], *sides]
         model = _fixed_to(self.model, shape)
@@ -94,14 +95,12 @@ class OnnxSource:
     def _activation(self) -> float:
         """Numbers per pixel of the input in the graph's largest value."""
         height, width = self.descriptor.tile
-        model = _fixed_to(
-            self.model, [self._batch or 1, CHANNELS[self.descriptor.input], height, width], simplify=False
-        )
+        model = _fixed_to(self.model, [self.batch or 1, CHANNELS[self.descriptor.input], height, width], simplify=False)
         largest = 0
         for value in shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
             sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
             largest = max(largest, int(np.prod(sizes)) if sizes else 0)
-        return largest / (self._batch or 1) / height / width
+        return largest / (self.batch or 1) / height / width
 
 
 class _Module(nn.Module):

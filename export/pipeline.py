@@ -17,18 +17,18 @@ from echoir.export.graph import INPUT, OPSET, OUTPUT
 from echoir.export.lowering import PLAIN, lowering_of
 from echoir.export.overflow import as_input
 from echoir.export.proof.golden import crop_side, make_golden
-from echoir.export.proof.overlap import find_overlap, measure_seam, why_not
 from echoir.export.proof.parity import measure_parity
 from echoir.export.proof.report import write_report
 from echoir.export.proof.results import GATES, ParityReport, default_gate
 from echoir.export.proof.seam import Seam
 from echoir.export.quantized import Int8, export_int8, prepare, time_against, verdict
 from echoir.export.request import Request
+from echoir.export.settled import pictures_of, settle
 from echoir.export.sources import Source, open_source
 from echoir.export.typed import export_onnx
 from echoir.fitting import mosaic, planes
 from echoir.runtime.artifact import Artifact, write_artifact
-from echoir.runtime.errors import GateError, ImageError
+from echoir.runtime.errors import ArtifactError, GateError, ImageError
 from echoir.runtime.files import set_aside, staged
 from echoir.runtime.manifest import (
     FLOAT_NCHW,
@@ -41,7 +41,7 @@ from echoir.runtime.manifest import (
 )
 from echoir.runtime.progress import Progress
 from echoir.runtime.sessions import open_session
-from echoir.samples import Several, filled, middle, proof_samples, shipped_crops
+from echoir.samples import Several, filled, middle, shipped_crops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,19 +109,19 @@ def export_artifact(
     if source is None:
         source = open_source(request.weights, request.network)
     settled = request.settled(source.descriptor)
+    if request.precision == "int8" and source.batch not in (None, 1):
+        needed = "1 or an open one, since int8 calibrates on one tile at a time"
+        raise ArtifactError(
+            "batch",
+            f"{source.batch}, fixed in {source.record.name}",
+            needed,
+            "export the ONNX again with an open batch",
+        )
     said: list[str] = []
-    samples = proof_samples(
-        request.images,
-        source.descriptor.task,
-        forms=request.forms,
-        sigmas=request.sigmas,
-        limit=request.limit,
-        network=source.descriptor,
-        say=said.append,
-    )
+    samples = pictures_of(request, source, said.append)
     wanted = engines(settled.targets) if settled.most is None else {}
     require_builders(wanted)
-    request, seam, found = _tiles(request, settled, source, samples, log_json, quiet)
+    request, seam, found = settle(request, source, samples, log_json=log_json, quiet=quiet)
     int8, memory = None, request.folder.absolute().with_name(f".{request.folder.name}.search.json")
     if request.precision == "int8":
         int8 = _prepare(request, source, samples, memory, log_json, quiet)
@@ -163,38 +163,6 @@ def export_artifact(
     artifacts = (artifact, *built)
     moved = tuple(replace(one, model_path=request.folder / one.model_path.name) for one in artifacts)
     return Export(request.folder, moved, report, tuple(left_out), tuple(notes))
-
-
-def _tiles(
-    request: Request, settled: Request, source: Source, samples: Several, log_json: bool, quiet: bool
-) -> tuple[Request, Seam | None, list[str]]:
-    """The request with its tiles as they will be, how far those are from whole pictures, and what there is to say."""
-    settings: dict[str, Any] = {"least": request.min_seam, "threads": request.threads}
-    notes = []
-    with Progress("seam", 1, "steps", log_json=log_json, quiet=quiet) as progress:
-        if request.overlap == "auto":
-            assert isinstance(settled.tile, tuple)
-            found = find_overlap(source, samples, Tile(*settled.tile, 0, settled.batch), **settings)
-            if isinstance(found, Tile):
-                settled = replace(request, overlap=found.overlap, margin=found.margin).settled(source.descriptor)
-                notes.append(
-                    f"overlap {found.overlap}, the least: from {found.margin} pixels inside its edge on, a tile is as "
-                    "in the whole picture"
-                )
-            else:
-                settled = replace(request, overlap=None).settled(source.descriptor)
-                notes.append(
-                    f"overlap {settled.overlap}, since none makes tiles as the whole picture: far from their edges too "
-                    f"they are {found:.2f} dB from it, so the network looks at its whole tile"
-                )
-        assert isinstance(settled.tile, tuple)
-        assert isinstance(settled.overlap, int)
-        tile = Tile(*settled.tile, settled.overlap, settled.batch, margin=settled.margin)
-        seam = measure_seam(source, samples, tile, **settings)
-        progress.advance()
-    if seam is None:
-        notes.append(f"tiles were not compared with whole pictures: {why_not(source)}")
-    return settled, seam, notes
 
 
 def _prepare(request: Request, source: Source, samples: Several, memory: Path, log_json: bool, quiet: bool) -> Int8:

@@ -200,9 +200,10 @@ def _for_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def calibration_tile(network: Descriptor, tile: tuple[int, int]) -> tuple[int, int]:
-    """A square of 128 pixels at most; the least that the network takes, where that has more; (height, width)."""
+    """A square of 128 pixels at most, 64 of a network that enlarges three times or more, so that pictures of 300
+    pixels will do; the least that the network takes, where that has more; (height, width)."""
     multiple = math.lcm(*network.multiple)
-    side = min(SIDE, *tile) // multiple * multiple
+    side = min(SIDE if network.scale <= 2 else SIDE // 2, *tile) // multiple * multiple
     return (side, side) if side else network.multiple
 
 

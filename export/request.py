@@ -92,7 +92,7 @@ class Request:
         """
         self._check_tile()
         overlap = self.overlap if isinstance(self.overlap, int) else network.overlap  # before it is found
-        if self.overlap is None:
+        if self.overlap is None or (self.overlap == "auto" and self.fit is not None):
             overlap = max(OVERLAP, overlap)
         most = self.most or MOST
         if self.fit is not None:

@@ -34,9 +34,11 @@ class Source(Protocol):
         descriptor: what it is and needs, probed.
         record: name and SHA-256 of its weights.
         reference: what the artifact is measured against, in words.
+        batch: of tiles, where the network takes no other.
     """
 
     descriptor: Descriptor
+    batch: int | None
     reference: str
 
     @property
@@ -67,6 +69,7 @@ class TorchSource:
     """
 
     reference = "PyTorch"
+    batch: int | None = None
 
     def __init__(self, module: nn.Module, descriptor: Descriptor, record: CheckpointRecord | None = None) -> None:
         self.module, self.descriptor, self._record = module.eval(), descriptor, record

@@ -13,6 +13,7 @@ import click
 
 from echoir.export.pipeline import Export, export_artifact
 from echoir.export.request import Request
+from echoir.export.settled import find_tile, pictures_of
 from echoir.export.sources import open_source
 
 Sides = tuple[int, int]
@@ -47,7 +48,10 @@ def export_tiles(
     source = open_source(requests[0].weights, requests[0].network)
     wanted: dict[str, Request] = {}
     for request in requests:
-        tile = request.settled(source.descriptor).tile
+        settled = request.settled(source.descriptor)
+        if request.overlap == "auto" and request.fit is not None:
+            settled, _ = find_tile(request, source, pictures_of(request, source))
+        tile = settled.tile
         assert isinstance(tile, tuple)
         name = f"{tile[0]}x{tile[1]}"
         most = request.most if request.fit is None else None  # it has done its work

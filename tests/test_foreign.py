@@ -405,6 +405,17 @@ def test_an_onnx_that_will_not_do_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_int8_of_a_fixed_batch_is_refused_before_any_work(tmp_path: Path, pictures: Path) -> None:
+    weights = onnx_file(tmp_path, batch=4)
+    for batch in ((), ("--batch", 4)):
+        given = ("--precision", "int8", "--calibration", pictures, "--target", "onnx", "-o", tmp_path / "out")
+        refused = echoir("export", "--weights", weights, *given, *batch)
+        assert refused.code == 4
+        assert "batch: found 4, fixed in theirs.onnx, needed 1 or an open one, since int8 calibrates on" in refused.err
+        assert "export the ONNX again with an open batch" in refused.err
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_onnx_with_control_flow_is_refused(tmp_path: Path, pictures: Path) -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     branch = helper.make_graph([helper.make_node("Identity", ["picture"], ["x"])], "b", [], [value])

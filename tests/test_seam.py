@@ -21,6 +21,7 @@ from echoir.export.sources import TorchSource, open_source
 from echoir.runtime import Restorer
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import BackendError
+from echoir.runtime.fit import best_tile
 from echoir.runtime.manifest import Manifest, Tile
 from echoir.samples import SHIPPED, Samples, as_they_are
 
@@ -204,6 +205,27 @@ def test_auto_finds_the_overlap_and_the_artifact_restores_as_if_in_one_piece(tmp
     picture = np.random.default_rng(0).random((150, 170, 3), np.float32)
     with Restorer.open(tmp_path / "out", threads=1) as restorer:
         np.testing.assert_allclose(restorer(picture), box(picture, 4), rtol=0, atol=1e-6)
+
+
+def test_the_tile_that_fits_is_chosen_for_the_overlap_that_comes_out(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    given = ("--overlap", "auto", "--fit", "200x100", "--most", 4096)
+    made = export(tmp_path, f"{tmp_path}/mine.py:build", *given)
+    assert made.code == 0
+    tile = json.loads((tmp_path / "out" / "mine-fp32.json").read_text())["tile"]
+    assert (tile["overlap"], tile["margin"]) == (8, 4)
+    best = best_tile(100, 200, most=4096, overlap=8)
+    assert (tile["height"], tile["width"]) == best != best_tile(100, 200, most=4096, overlap=32)
+    assert export(tmp_path, f"{tmp_path}/mine.py:build", *given, "--fit", "90x90", "--force").code == 0
+    assert (tmp_path / "out" / "{}x{}".format(*best) / "parity.json").is_file()
+
+
+def test_auto_that_finds_no_overlap_does_not_advise_auto(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    made = export(tmp_path, f"{tmp_path}/mine.py:build", "--overlap", "auto", "--tile", 12)
+    assert made.code == 5
+    assert "no overlap makes tiles of 12 x 12 as the whole picture: give a larger --tile" in made.err
+    assert "or auto" not in made.err
 
 
 def test_a_seam_that_shows_fails_the_export(tmp_path: Path) -> None:

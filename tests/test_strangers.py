@@ -182,6 +182,8 @@ def test_calibration_tiles_are_what_the_network_takes() -> None:
     assert of((48, 48), (96, 240)) == (96, 96)
     assert of((224, 224), (224, 224)) == (224, 224)
     assert of((64, 80), (64, 80)) == (64, 80)
+    sides = [calibration_tile(Descriptor("S", "sr", 0, scale=scale), (128, 128)) for scale in (1, 2, 3, 4)]
+    assert sides == [(128, 128), (128, 128), (64, 64), (64, 64)]  # at most 256 pixels behind it
 
 
 def scenes(folder: Path, count: int) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from echoir.export.proof.figures import Image, SquaredError
 from echoir.export.proof.parity import as_floats, in_one_piece
-from echoir.export.proof.seam import LEAST, Seam
+from echoir.export.proof.seam import ADVICE, LEAST, Seam
 from echoir.export.sources import Source
 from echoir.fitting import mosaic
 from echoir.runtime.descriptor import Descriptor
@@ -36,6 +36,7 @@ def measure_seam(
     *,
     least: float | None = None,
     threads: int | None = None,
+    advice: str = ADVICE,
 ) -> Seam | None:
     """Restore cuts of pictures in tiles and in one piece, and compare where the tiles meet.
 
@@ -44,6 +45,7 @@ def measure_seam(
         tile: to cut and blend with.
         least: the gate in dB, for any network; None takes 55, for one that is local.
         threads: of PyTorch.
+        advice: what to do where the gate is not passed.
 
     Returns:
         None where no picture goes through the network in one piece: too large, or it takes tiles alone.
@@ -81,7 +83,7 @@ def measure_seam(
             elsewhere += SquaredError.between(tiled, whole[inner], ~meets)
             count += 1
     strict = network.local or least is not None
-    return Seam(tile, count, band, elsewhere, LEAST if least is None else least, strict)
+    return Seam(tile, count, band, elsewhere, LEAST if least is None else least, strict, advice)
 
 
 def find_overlap(

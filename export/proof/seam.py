@@ -11,6 +11,7 @@ from echoir.runtime.manifest import Tile
 
 LEAST = 55.0  # dB, what an fp16 engine may be from PyTorch: tiles cost no more than that
 STANDS_OUT = 10.0  # dB from which on tiles are worse where they meet for a reason of its own
+ADVICE = "give a larger --overlap, or auto"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Seam:
         least: the gate, in dB.
         strict: whether the band has to pass: of a network that is local, or if so asked. One that looks at its whole
             tile is far from the whole picture everywhere; that is its own affair, and reported.
+        advice: what to do where the gate is not passed.
     """
 
     tile: Tile
@@ -33,6 +35,7 @@ class Seam:
     elsewhere: SquaredError
     least: float
     strict: bool
+    advice: str = ADVICE
 
     @property
     def failures(self) -> list[str]:
@@ -41,7 +44,7 @@ class Seam:
             return []
         return [
             f"tiles are {self.band.psnr:.2f} dB from the whole picture where they meet, {_db(self.elsewhere)} "
-            f"elsewhere, the gate is {self.least:g} dB: give a larger --overlap, or auto"
+            f"elsewhere, the gate is {self.least:g} dB: {self.advice}"
         ]
 
     @property
@@ -55,7 +58,7 @@ class Seam:
         if self.band.psnr >= self.least or self.failures:
             return found
         if self.elsewhere.psnr >= self.band.psnr + STANDS_OUT:  # that is the overlap's doing, or the phase's
-            return f"{found}; tiles show where they meet: give a larger --overlap, or auto"
+            return f"{found}; tiles show where they meet: {self.advice}"
         return f"{found}; the network looks at its whole tile, which no overlap cures"
 
     def to_json(self) -> dict[str, Any]:
