@@ -6,13 +6,17 @@
 Each step is the command that a user types, in a process of its own: ``echoir-export`` for every precision, with
 TensorRT-RTX's engine for fp16 and int8 (built, not run), and ``echoir restore`` of a shipped photograph that is
 mirrored to size, whose peak memory is the kernel's ``ru_maxrss``. A step that fails says why, and the others go on. The
-file is written after every step, so that what was measured is kept.
+file is written after every step, and a later call adds to it: other networks, other precisions, a step once more. The
+table is of all that it holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,8 +26,10 @@ from typing import Any
 
 from memory import MEASURE, make_photograph
 
+from echoir.runtime.machine import describe_machine
+
 HEAD = ["network", "fp32 dB", "fp16 dB", "int8 MACs %", "int8 drop", "overlap", "meet / else dB", "engine MB",
-        "build s", "Mpx", "processor s", "peak MB"]  # fmt: skip
+        "build s", "Mpx", "seconds", "processor s", "peak MB"]  # fmt: skip
 ECHOIR = Path(sys.executable).with_name("echoir")
 
 
@@ -57,6 +63,7 @@ def export(weights: str, precision: str, folder: Path, given: argparse.Namespace
         "float32_nodes": len(onnx["precision"]["higher"].get("float32", [])),
         "seam": onnx["parity"]["seam"],
         "seconds": seconds,
+        "date": today(),
     }
     if onnx["calibration"] is not None:
         row |= {"int8_share": onnx["calibration"]["share"], "int8_drop": onnx["calibration"]["drop"]}
@@ -79,14 +86,34 @@ def restore(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         return {"failed": said, "exit code": code}
     processor, memory = map(float, said.split())
     spent = {"seconds": seconds, "processor_seconds": processor, "peak_mb": memory * 1024 / 1e6}
-    return {"width": width, "height": height, **spent}
+    return {"width": width, "height": height, **spent, "date": today()}
 
 
-def cells(weights: str, row: dict[str, Any]) -> list[str]:
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def conditions() -> str:
+    """What it ran on, for the line above the table."""
+    machine = describe_machine()
+    packages = ("torch", "onnx", "onnxruntime", "tensorrt_rtx", "spandrel")
+    versions = []
+    for name in packages:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    return f"{machine.cpu}, {machine.cores} cores, load {load}; {', '.join(versions)}; {today()}"
+
+
+def cells(network: str, row: dict[str, Any]) -> list[str]:
     """One network of the table; a dash where there is nothing."""
 
     def of(step: str, name: str, digits: int = 1, scale: float = 1) -> str:
         value = row.get(step, {}).get(name)
+        if name == "psnr_min" and name in row.get(step, {}) and value is None:
+            return "equal"
         return "failed" if "failed" in row.get(step, {}) else "-" if value is None else f"{scale * value:.{digits}f}"
 
     exported = next((row[name] for name in ("fp32", "fp16", "int8") if "tile" in row.get(name, {})), {})
@@ -98,10 +125,10 @@ def cells(weights: str, row: dict[str, Any]) -> list[str]:
     large = row.get("restore", {})
     pixels = f"{large['width'] * large['height'] / 1e6:.1f}" if "width" in large else "-"
     return [
-        Path(weights).name, of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100),
+        network, of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100),
         of("int8", "int8_drop", 3), f"{tile.get('overlap', '-')}", meet,
         "-" if megabytes is None else f"{megabytes / 1e6:.1f}", "-" if seconds is None else f"{seconds:.1f}",
-        pixels, of("restore", "processor_seconds", 0), of("restore", "peak_mb", 0),
+        pixels, of("restore", "seconds", 0), of("restore", "processor_seconds", 0), of("restore", "peak_mb", 0),
     ]  # fmt: skip
 
 
@@ -119,23 +146,26 @@ def main() -> None:
     parser.add_argument("--no-engines", action="store_true")
     parser.add_argument("-o", "--output", type=Path, help="all figures as JSON")
     given = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = {}
+    kept = given.output is not None and given.output.is_file()
+    rows: dict[str, dict[str, Any]] = json.loads(given.output.read_text()) if kept else {}
     for weights in given.weights:
-        row = rows[weights] = {}
+        row = rows.setdefault(Path(weights).name, {})
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             for precision in given.precision:
                 row[precision] = export(weights, precision, folder / precision, given)
                 print(weights, precision, json.dumps(row[precision]), file=sys.stderr, flush=True)
                 keep(rows, given.output)
-            made = next((folder / one for one in given.precision if "tile" in row[one]), None)
+            made = next((folder / one for one in given.precision if (folder / one).is_dir()), None)
             if made is not None and given.megapixels:
                 (folder / "model").symlink_to(made)
+                print(weights, "restore", file=sys.stderr, flush=True)
                 row["restore"] = restore(folder, given)
                 keep(rows, given.output)
+    print(conditions() + "\n")
     print("| " + " | ".join(HEAD) + " |\n" + "|" + "---|" * len(HEAD))
-    for weights, row in rows.items():
-        print("| " + " | ".join(cells(weights, row)) + " |")
+    for name, row in rows.items():
+        print("| " + " | ".join(cells(name, row)) + " |")
 
 
 def keep(rows: dict[str, Any], path: Path | None) -> None:
