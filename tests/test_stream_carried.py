@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,60 @@ def test_damage_in_motion_jpeg_is_counted(identity: Artifact, tmp_path: Path) ->
     assert "frame 3 is damaged" in said
     assert said.splitlines()[-1].endswith("is damaged in 1 places; the rest was restored")
     assert len(times_of(tmp_path / "out.mkv")) == 10
+
+
+def with_clean_aperture(data: bytes, width: int, height: int, right: int, down: int) -> bytes:
+    """An MP4 whose index lies at its end, with a ``clap`` box (ISO/IEC 14496-12, 12.1.4): the size of the part to show,
+    and how far its centre is from that of the frame, in half pixels."""
+    box = struct.pack(">I4sIIIIiIiI", 40, b"clap", width, 1, height, 1, right, 2, down, 2)
+    start, end, boxes = 0, len(data), []
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        while (found := struct.unpack_from(">I4s", data, start))[1] != name:
+            start += found[0]
+            assert start < end
+        boxes.append(start)
+        start, end = start + (16 if name == b"stsd" else 8), start + found[0]
+    grown = bytearray(data)
+    for at in boxes:
+        struct.pack_into(">I", grown, at, struct.unpack_from(">I", grown, at)[0] + len(box))
+    grown[end:end] = box
+    return bytes(grown)
+
+
+def test_what_a_container_leaves_out_of_the_frame_is_left_out(identity: Artifact, tmp_path: Path) -> None:
+    plain, source, target = tmp_path / "plain.mp4", tmp_path / "in.mp4", tmp_path / "out.mkv"
+    ffmpeg(*PICTURE, "-t", 0.2, *X264, plain)
+    source.write_bytes(with_clean_aperture(plain.read_bytes(), 40, 32, 4, -6))
+    with av.open(str(source)) as file:
+        assert "Frame Cropping: 14/10/5/11" in lines_of(file)
+    restored(source, target, identity, "--encoder", "ffv1")
+    assert (film_of(target)["width"], film_of(target)["height"]) == (40, 32)
+    frames = []
+    for path, more in ((plain, ("-vf", "crop=40:32:14:5")), (target, ())):
+        ffmpeg("-i", path, *more, "-f", "rawvideo", "-pix_fmt", "yuv420p", tmp_path / "raw")
+        frames.append((tmp_path / "raw").read_bytes())
+    assert len(frames[0]) == 5 * 40 * 32 * 3 // 2
+    assert frames[0] == frames[1]
+    with av.open(str(target)) as file:
+        assert "Cropping" not in lines_of(file)
+
+
+def test_a_crop_that_leaves_nothing_is_said(identity: Artifact, tmp_path: Path) -> None:
+    source = tmp_path / "in.mp4"
+    ffmpeg(*PICTURE, "-t", 0.2, *X264, source)
+    source.write_bytes(with_clean_aperture(source.read_bytes(), 1, 1, 0, 0))
+    said = restored(source, tmp_path / "out.mp4", identity, code=3)
+    assert "in.mp4 cannot be cropped as it says" in said
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def lines_of(file: Any) -> str:
+    """FFmpeg's own lines about a file."""
+    av.logging.set_libav_level(av.logging.VERBOSE)
+    av.logging.set_level(av.logging.VERBOSE)
+    try:
+        lines: str = file.dumps_format()
+        return lines
+    finally:
+        av.logging.set_level(av.logging.PANIC)
+        av.logging.set_libav_level(av.logging.INFO)

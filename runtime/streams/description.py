@@ -1,4 +1,4 @@
-"""What a video stream's header says, through PyAV (FFmpeg's libraries); and frames made whole of fields."""
+"""What a video stream's header says, through PyAV (FFmpeg's libraries); and frames through FFmpeg's filters."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _shown(stream: VideoStream) -> int | None:
 
 
 def _dumped(container: InputContainer, stream: VideoStream) -> str:
-    """FFmpeg's own line about a stream: where chroma is sited and which field is first, PyAV says nowhere else."""
+    """FFmpeg's own lines about a stream: siting of chroma, the first field, cropping: PyAV says them nowhere else."""
     logging = pyav().logging
     logging.set_level(logging.VERBOSE)
     logging.set_libav_level(logging.VERBOSE)
@@ -83,7 +83,10 @@ def _dumped(container: InputContainer, stream: VideoStream) -> str:
     finally:
         logging.set_level(logging.PANIC)
         logging.set_libav_level(logging.INFO)  # FFmpeg's own default
-    return next((line for line in lines if re.match(rf"\s*Stream #0:{stream.index}\b", line)), "")
+    starts = [index for index, line in enumerate(lines) if re.match(r"\s*Stream #0:", line)]
+    own = (index for index in starts if re.match(rf"\s*Stream #0:{stream.index}\b", lines[index]))
+    start = next(own, len(lines))
+    return "\n".join(lines[start : next((index for index in starts if index > start), None)])
 
 
 def _siting(dumped: str) -> Siting | None:
@@ -99,12 +102,24 @@ def _fields(dumped: str) -> Literal["top", "bottom"] | None:
     return "top" if (found[1] == "top") == (found[2] == "first") else "bottom"
 
 
-def deinterlaced(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Whole frames of interlaced ones, by FFmpeg's bwdif, at the times of those; others stay as they are."""
+def cropping(container: InputContainer, stream: VideoStream) -> tuple[int, int, int, int] | None:
+    """Pixels at the left, right, top and bottom that the container says to leave out; None where it says nothing.
+
+    MP4's clean aperture and Matroska's PixelCrop. Decoders know nothing of it; what the codec itself says, they do.
+    """
+    found = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", _dumped(container, stream))
+    if found is None or not any(map(int, found.groups())):
+        return None
+    left, right, top, bottom = map(int, found.groups())
+    return left, right, top, bottom
+
+
+def filtered(frames: Iterator[av.VideoFrame], stream: VideoStream, filters: dict[str, str]) -> Iterator[av.VideoFrame]:
+    """Frames through FFmpeg's filters, by name, one for each, at the times of those."""
     library = pyav()
     graph = library.filter.Graph()
     source = graph.add_buffer(template=stream)
-    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
+    graph.link_nodes(source, *(graph.add(name, given) for name, given in filters.items()), graph.add("buffersink"))
     graph.configure()
 
     def pulled() -> Iterator[av.VideoFrame]:
@@ -113,7 +128,7 @@ def deinterlaced(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterat
                 frame = graph.vpull()
             except (library.error.BlockingIOError, library.error.EOFError):
                 return
-            scale = frame.time_base / stream.time_base  # bwdif counts in halves
+            scale = frame.time_base / stream.time_base  # that which makes frames of fields counts in halves
             pts, duration = frame.pts, frame.duration
             frame.pts = None if pts is None else round(pts * scale)
             frame.duration = round(duration * scale)

@@ -15,7 +15,7 @@ import numpy as np
 from echoir.runtime.errors import ImageError
 from echoir.runtime.streams.carried import Light
 from echoir.runtime.streams.demuxing import Clock, film, open_file, packets, pyav
-from echoir.runtime.streams.description import REPACKED, deinterlaced, describe
+from echoir.runtime.streams.description import REPACKED, cropping, describe, filtered
 from echoir.runtime.streams.pixels import FORMATS
 from echoir.runtime.streams.truncation import announced_bytes
 from echoir.runtime.streams.videoframes import Array, StreamInfo, VideoFrame
@@ -181,12 +181,21 @@ class VideoSource:
         if self.stream.codec_context.name == "mjpeg":
             self._strict = pyav().CodecContext.create("mjpeg", "r")
             self._strict.options = {"err_detect": "explode"}
-        if deinterlace:
-            self.pictures = deinterlaced(self.pictures, self.stream)
+        filters = {"bwdif": "mode=send_frame:deint=interlaced"} if deinterlace else {}
+        cut = cropping(self.container, self.stream)
+        if cut is not None:
+            left, right, top, bottom = cut
+            filters["crop"] = f"iw-{left + right}:ih-{top + bottom}:{left}:{top}"
+        if filters:
+            self.pictures = filtered(self.pictures, self.stream, filters)
         try:
             self.first = next(self.pictures, None)
         except ImageError as error:
             self.pictures = _failing(error)
+        except pyav().error.FFmpegError as error:  # a crop that leaves nothing
+            self.pictures = _failing(ImageError(f"{self.name} cannot be cropped as it says ({error.strerror})"))
+        if self.first is not None and cut is not None:
+            self.info = replace(self.info, width=self.first.width, height=self.first.height)
         if self.first is not None:
             side: Any = self.first.side_data.get("DISPLAYMATRIX")
             turned = None if side is None else tuple(int(value) for value in np.frombuffer(side, "<i4")[:9])
