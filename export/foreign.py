@@ -17,7 +17,7 @@ from torch import nn
 from echoir.export.declared import Declared
 from echoir.named import find
 from echoir.runtime.descriptor import CHANNELS, Descriptor, Planes
-from echoir.runtime.errors import ArtifactError, needs_extra
+from echoir.runtime.errors import ArtifactError, BackendError, needs_extra
 
 PLANES: dict[int, Planes] = {count: planes for planes, count in CHANNELS.items()}
 SUFFIXES = (".pth", ".pt", ".ckpt")
@@ -33,11 +33,17 @@ def load_foreign(path: Path) -> tuple[nn.Module, Declared, int]:
 
     Raises:
         ArtifactError: no such file, code or objects in it, or weights of a network that spandrel does not know.
+        BackendError: spandrel is there and does not import, since torchvision does not fit torch.
         MissingExtraError: spandrel is not installed.
     """
     tensors = _tensors(path)
-    with needs_extra("foreign"), _quiet():
-        import spandrel
+    try:
+        with needs_extra("foreign"), _quiet():
+            import spandrel
+    except RuntimeError as error:  # from torchvision, as a rule, which is made for one version of torch
+        raise BackendError(
+            f"spandrel cannot be imported ({error}): install the torchvision that is made for torch {torch.__version__}"
+        ) from error
     registry = spandrel.MAIN_REGISTRY.copy()
     try:  # Restormer and others, under licences of their own: used where the user has them
         with _quiet():

@@ -260,6 +260,21 @@ def test_without_spandrel_the_extra_is_named(tmp_path: Path, pictures: Path, mon
     assert "[foreign]'" in refused.err
 
 
+def test_a_torchvision_for_another_torch_is_named(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"some.weight": torch.zeros(3, 3)}, tmp_path / "model.pth")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "spandrel.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "spandrel"]:
+        monkeypatch.delitem(sys.modules, name)
+    refused = export(tmp_path, tmp_path / "model.pth", pictures)
+    assert refused.code == 6
+    assert "(operator torchvision::nms does not exist): install the torchvision that is made for torch" in refused.err
+    assert "Traceback" not in refused.err
+
+
 def compact(folder: Path, scale: int = 2, channels: int = 3) -> Path:
     """A small checkpoint of a real architecture (SRVGGNetCompact), with weights that are small but random."""
     compact = spandrel().MAIN_REGISTRY["Compact"].architecture
