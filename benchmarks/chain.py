@@ -28,8 +28,8 @@ from memory import MEASURE, make_photograph
 
 from echoir.runtime.machine import describe_machine
 
-HEAD = ["network", "fp32 dB", "fp16 dB", "int8 MACs %", "int8 drop", "overlap", "meet / else dB", "engine MB",
-        "build s", "Mpx", "seconds", "processor s", "peak MB"]  # fmt: skip
+HEAD = ["network", "input, output", "fp32 dB", "fp16 dB", "int8 MACs %", "int8 drop", "overlap", "meet / else dB",
+        "engine MB", "build s", "Mpx", "seconds", "processor s", "peak MB"]  # fmt: skip
 ECHOIR = Path(sys.executable).with_name("echoir")
 
 
@@ -58,6 +58,7 @@ def export(weights: str, precision: str, folder: Path, given: argparse.Namespace
     row: dict[str, Any] = {
         "psnr_min": figures["engine_against_pytorch"]["psnr_min"],
         "delta_psnr": figures["against_truth"]["delta_psnr"],
+        "truth": [figures["against_truth"][name] for name in ("degraded_psnr", "pytorch_psnr")],
         "network": onnx["network"],
         "tile": onnx["tile"],
         "float32_nodes": len(onnx["precision"]["higher"].get("float32", [])),
@@ -120,12 +121,14 @@ def cells(network: str, row: dict[str, Any]) -> list[str]:
     seam, tile = exported.get("seam") or {}, exported.get("tile") or {}
     parts = [seam.get(part, {}).get("psnr") for part in ("band", "elsewhere")]
     meet = " / ".join("equal" if part is None else f"{part:.1f}" for part in parts) if seam else "-"
+    truth = next((row[name]["truth"] for name in ("fp32", "fp16", "int8") if "truth" in row.get(name, {})), None)
     engine = {"engine": row.get("fp16", {}).get("engine", {})}
     megabytes, seconds = (engine["engine"].get(name) for name in ("bytes", "seconds"))
     large = row.get("restore", {})
     pixels = f"{large['width'] * large['height'] / 1e6:.1f}" if "width" in large else "-"
     return [
-        network, of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100),
+        network, f"{truth[0]:.2f}, {truth[1]:.2f}" if truth else "-",
+        of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100),
         of("int8", "int8_drop", 3), f"{tile.get('overlap', '-')}", meet,
         "-" if megabytes is None else f"{megabytes / 1e6:.1f}", "-" if seconds is None else f"{seconds:.1f}",
         pixels, of("restore", "seconds", 0), of("restore", "processor_seconds", 0), of("restore", "peak_mb", 0),
