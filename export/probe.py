@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +170,7 @@ def _whole_multiple(output: Any, height: int, width: int) -> bool:
 # Shifting a picture by the phase must shift the result; by how much it does, in dB for a peak of 1.
 SHIFTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32)
 LIE, CURE = 30.0, 20.0  # below this, and better by that with another phase, the declared one is wrong
-CLEAR = 10.0  # by so much better than others, a phase is one
+CLEAR = 10.0  # by so much better than at other distances, a phase is one
 
 
 def _check_phase(module: nn.Module, descriptor: Descriptor) -> None:
@@ -187,16 +188,23 @@ def _check_phase(module: nn.Module, descriptor: Descriptor) -> None:
 
 
 def _phase(module: nn.Module, descriptor: Descriptor) -> Pair:
-    """The least phase at whose multiples a network does the same everywhere; 1 where none stands out."""
-    steadiness, found = _Steadiness(module, descriptor), []
-    for axis in range(2):
-        steady = {shift: steadiness(axis, shift) for shift in SHIFTS}
-        best = max(steady.values())
-        if best < steady[1] + CLEAR:
-            found.append(1)
-        else:
-            found.append(next(shift for shift, value in steady.items() if value >= best - CLEAR / 2))
-    return found[0], found[1]
+    """The least phase at whose multiples a network does the same everywhere; 1 where none stands out.
+
+    What stands out is measured against the usual distance, not against that of one pixel: a grid of windows that moves
+    by one changes less than one that moves by half of itself.
+    """
+    steadiness = _Steadiness(module, descriptor)
+
+    def along(axis: int) -> int:
+        steady = {shift: value for shift in SHIFTS if not math.isnan(value := steadiness(axis, shift))}
+        for phase in SHIFTS[1:]:
+            multiples = [value for shift, value in steady.items() if shift % phase == 0]
+            usual = statistics.median(value for shift, value in steady.items() if shift % phase)
+            if multiples and math.isfinite(usual) and min(multiples) >= usual + CLEAR:
+                return phase
+        return 1
+
+    return along(0), along(1)
 
 
 class _Steadiness:

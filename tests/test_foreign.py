@@ -179,6 +179,24 @@ def test_channels_scale_multiple_and_phase_are_measured() -> None:
     assert (found.multiple, found.phase) == ((4, 4), (4, 4))
 
 
+class Sums(nn.Module):
+    """A smooth picture plus a little of what lies before each pixel in its window of 16: one pixel's move changes less
+    than that of half a window, and what lies far off has a share everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        filled = F.pad(x, (0, -width % 16, 0, -height % 16), mode="reflect")
+        parts = filled.unfold(2, 16, 16).unfold(3, 16, 16).cumsum(-1).cumsum(-2) / 256
+        made = parts.permute(0, 1, 2, 4, 3, 5).reshape(filled.shape)[..., :height, :width]
+        return 0.98 * x + 0.02 * made + 0.025 * x.mean(dim=(2, 3), keepdim=True)
+
+
+def test_a_phase_is_found_where_moves_by_one_pixel_change_little() -> None:
+    from echoir.export.probe import describe
+
+    assert describe(Sums(), Declared(), parameters=0).phase == (16, 16)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
