@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echoir.runtime.artifact import Artifact
+from echoir.runtime.bfloat16 import FORM, keeping_float32
 from echoir.runtime.caches import cache_folder, keep, recall
 from echoir.runtime.contract import Array, check_tensor, run_in_batches
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError, needs_extra
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 COMPILED = 512 << 20  # bytes of compiled models that are kept
+BFLOAT16 = "bf16"
 
 
 class OpenVinoSession:
@@ -27,7 +29,8 @@ class OpenVinoSession:
     Args:
         artifact: with an ONNX model.
         threads: at most the machine's cores; None leaves it to OpenVINO (one per physical core).
-        bfloat16: compute in bfloat16 what the model computes in floats. Matrix units (AMX) take it.
+        bfloat16: compute in bfloat16 what the model computes in floats, but for what
+            :mod:`echoir.runtime.bfloat16` keeps. Matrix units (AMX) take it.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -49,7 +52,7 @@ class OpenVinoSession:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             # Said outright: without it OpenVINO takes bfloat16 by itself where there is any.
-            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+            "INFERENCE_PRECISION_HINT": BFLOAT16 if bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": threads or 0,
         }
         try:
@@ -126,7 +129,9 @@ def _compiled(openvino: Any, core: Any, artifact: Artifact, settings: dict[str, 
 
     OpenVINO refuses, as a RuntimeError, what another version or another processor compiled.
     """
+    bfloat16 = settings["INFERENCE_PRECISION_HINT"] == BFLOAT16
     words = [artifact.manifest.model.sha256[:32], openvino.__version__.split("-")[0], *map(str, settings.values())]
+    words += [FORM] * bfloat16
     path = cache_folder("openvino") / ("-".join(words) + ".blob")
     if (blob := recall(path)) is not None:
         try:
@@ -140,7 +145,7 @@ def _compiled(openvino: Any, core: Any, artifact: Artifact, settings: dict[str, 
     if tile.batch is None:  # one size for all runs: it would prepare itself anew for each
         sides = (tile.height, tile.width) if tile.most is None else (-1, -1)
         model.reshape(list(artifact.manifest.input.shape(1, *sides)))
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = core.compile_model(keeping_float32(openvino, core, model) if bfloat16 else model, "CPU", settings)
     keep(path, compiled.export_model().getvalue(), COMPILED)
     return compiled
 

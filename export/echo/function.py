@@ -110,8 +110,9 @@ def echo_function(radius: int, combine: Combine, opset: int, compute: int = Tens
     mean_squares = body("Mul", means, means, out="mean_squares")
     mean_norms = body("ReduceSum", mean_squares, body.constant("rows", [2]), out="mean_norms", keepdims=1)
     products = body("MatMul", pixels, means, out="products")
-    twice = body("Mul", products, body.constant("two", np.asarray(2, dtype)), out="products2")
-    partial = body("Sub", mean_norms, twice, out="partial_distances")
+    # A sum, not a difference: OpenVINO rewrites a difference, and forgets that it must not round it.
+    twice = body("Mul", products, body.constant("minus_two", np.asarray(-2, dtype)), out="products2")
+    partial = body("Add", mean_norms, twice, out="partial_distances")
     distances = body("Add", partial, pixel_norms, out="distances")
     range_exponent = exponent(distances, "sigma_range", "range")
     spatial_exponent = exponent(body.constant("spatial", distance), "sigma_spatial", "spatial")
