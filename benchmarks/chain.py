@@ -30,6 +30,7 @@ from echoir.runtime.machine import describe_machine
 
 HEAD = ["network", "input, output", "fp32 dB", "fp16 dB", "int8 MACs %", "int8 drop", "overlap", "meet / else dB",
         "engine MB", "build s", "Mpx", "seconds", "processor s", "peak MB"]  # fmt: skip
+BUDGET = 0.1  # dB that int8 may cost, unless told
 ECHOIR = Path(sys.executable).with_name("echoir")
 
 
@@ -45,9 +46,9 @@ def export(weights: str, precision: str, folder: Path, given: argparse.Namespace
     """What an export gives: figures, its engine, or why there is none."""
     target = "onnx" if precision == "fp32" or given.no_engines else "tensorrt-rtx"
     options: list[object] = ["--precision", precision, "--target", target, "--threads", given.threads, "-o", folder]
-    for name in ("data", "calibration", "limit", "tile", "overlap"):
-        if (value := getattr(given, name)) and (name != "calibration" or precision == "int8"):
-            options += [f"--{name}", value]
+    for name in ("data", "calibration", "limit", "tile", "overlap", "max_drop"):
+        if (value := getattr(given, name)) and (name not in ("calibration", "max_drop") or precision == "int8"):
+            options += [f"--{name.replace('_', '-')}", value]
     code, said, seconds = run(ECHOIR, "export", "--weights", weights, *options, "--quiet")
     if code:
         return {"failed": said, "exit code": code, "seconds": seconds}
@@ -67,7 +68,11 @@ def export(weights: str, precision: str, folder: Path, given: argparse.Namespace
         "date": today(),
     }
     if onnx["calibration"] is not None:
-        row |= {"int8_share": onnx["calibration"]["share"], "int8_drop": onnx["calibration"]["drop"]}
+        row |= {
+            "budget": given.max_drop or BUDGET,
+            "int8_share": onnx["calibration"]["share"],
+            "int8_drop": onnx["calibration"]["drop"],
+        }
     if engine is not None:
         details = engine["engine"]["details"]
         row["engine"] = {"bytes": engine["model"]["bytes"], "seconds": engine["engine"]["build_seconds"]} | details
@@ -126,10 +131,11 @@ def cells(network: str, row: dict[str, Any]) -> list[str]:
     megabytes, seconds = (engine["engine"].get(name) for name in ("bytes", "seconds"))
     large = row.get("restore", {})
     pixels = f"{large['width'] * large['height'] / 1e6:.1f}" if "width" in large else "-"
+    drop, budget = of("int8", "int8_drop", 3), row.get("int8", {}).get("budget", BUDGET)
     return [
         network, f"{truth[0]:.2f}, {truth[1]:.2f}" if truth else "-",
         of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100),
-        of("int8", "int8_drop", 3), f"{tile.get('overlap', '-')}", meet,
+        drop if budget == BUDGET else f"{drop} of {budget:g}", f"{tile.get('overlap', '-')}", meet,
         "-" if megabytes is None else f"{megabytes / 1e6:.1f}", "-" if seconds is None else f"{seconds:.1f}",
         pixels, of("restore", "seconds", 0), of("restore", "processor_seconds", 0), of("restore", "peak_mb", 0),
     ]  # fmt: skip
@@ -141,6 +147,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "fp16", "int8"])
     parser.add_argument("--data", help="pictures to measure parity on [default: the shipped]")
     parser.add_argument("--calibration", help="pictures for int8")
+    parser.add_argument("--max-drop", type=float, help="dB that int8 may cost [default: 0.1]")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--tile")
     parser.add_argument("--overlap")
