@@ -188,7 +188,7 @@ def _check_phase(module: nn.Module, descriptor: Descriptor) -> None:
 
 
 def _phase(module: nn.Module, descriptor: Descriptor) -> Pair:
-    """The least phase at whose multiples a network does the same everywhere; 1 where none stands out.
+    """The least distance at which a network does the same everywhere; 1 where none stands out.
 
     What stands out is measured against the usual distance, not against that of one pixel: a grid of windows that moves
     by one changes less than one that moves by half of itself.
@@ -197,12 +197,10 @@ def _phase(module: nn.Module, descriptor: Descriptor) -> Pair:
 
     def along(axis: int) -> int:
         steady = {shift: value for shift in SHIFTS if not math.isnan(value := steadiness(axis, shift))}
-        for phase in SHIFTS[1:]:
-            multiples = [value for shift, value in steady.items() if shift % phase == 0]
-            usual = statistics.median(value for shift, value in steady.items() if shift % phase)
-            if multiples and math.isfinite(usual) and min(multiples) >= usual + CLEAR:
-                return phase
-        return 1
+        # Statistics of the whole window drift with the distance: the least of those that are about as good.
+        phase = next(shift for shift, value in steady.items() if value >= max(steady.values()) - CLEAR / 2)
+        others = [value for shift, value in steady.items() if shift % phase]
+        return phase if others and steady[phase] >= statistics.median(others) + CLEAR else 1
 
     return along(0), along(1)
 
