@@ -133,7 +133,7 @@ def cells(network: str, row: dict[str, Any]) -> list[str]:
     pixels = f"{large['width'] * large['height'] / 1e6:.1f}" if "width" in large else "-"
     drop, budget = of("int8", "int8_drop", 3), row.get("int8", {}).get("budget", BUDGET)
     return [
-        network, f"{truth[0]:.2f}, {truth[1]:.2f}" if truth else "-",
+        network, ", ".join("equal" if one is None else f"{one:.2f}" for one in truth) if truth else "-",
         of("fp32", "psnr_min"), of("fp16", "psnr_min"), of("int8", "int8_share", 1, 100),
         drop if budget == BUDGET else f"{drop} of {budget:g}", f"{tile.get('overlap', '-')}", meet,
         "-" if megabytes is None else f"{megabytes / 1e6:.1f}", "-" if seconds is None else f"{seconds:.1f}",
