@@ -143,7 +143,7 @@ def cells(network: str, row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", action="append", required=True)
+    parser.add_argument("--weights", action="append", default=[], help="none: only the table of the file")
     parser.add_argument("--precision", nargs="+", default=["fp32", "fp16", "int8"])
     parser.add_argument("--data", help="pictures to measure parity on [default: the shipped]")
     parser.add_argument("--calibration", help="pictures for int8")
