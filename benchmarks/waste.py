@@ -1,6 +1,6 @@
 """How many pixels go through a network for each pixel of a picture, by the picture's size: counted, nothing is run.
 
-    python benchmarks/waste.py [--tile 256 ...] [--most 262144 ...] [--overlap 32] [--multiple 32] [--size 640x360 ...]
+    python benchmarks/waste.py [--tile 256 ...] [--most 131072 ...] [--overlap 24] [--multiple 32] [--size 640x360 ...]
 
 One row a size, one column for every fixed tile and for every bound of free sides: the pixels that tiles hold per pixel
 of the picture, and the tiles. ``echoir inspect`` prints the same for an artifact.
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tile", type=pair, nargs="+", default=[(256, 256)], metavar="N|HxW", help="fixed")
     parser.add_argument("--most", type=int, nargs="+", default=[MOST], help="pixels of a tile of free sides")
-    parser.add_argument("--overlap", type=int, default=32)
+    parser.add_argument("--overlap", type=int, default=24)
     parser.add_argument("--multiple", type=int, default=32, help="of which free sides are multiples")
     parser.add_argument("--size", type=pair, nargs="+", default=[], metavar="HxW", help="pictures instead of the usual")
     options = parser.parse_args()

@@ -165,7 +165,7 @@ def network_options(command: Any) -> Any:
     "--most",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Pixels of a tile at most, for --fit and --tile free. [default: 262144, 512 x 512]",
+    help="Pixels of a tile at most. [default: --tile free 131072, as in 256 x 512; --fit 262144, as in 512 x 512]",
 )
 @click.option("--batch", type=BatchType(), default="1", show_default=True, metavar="N|dynamic", help="Tiles per run.")
 @click.option(
@@ -173,7 +173,7 @@ def network_options(command: Any) -> Any:
     type=OverlapType(),
     metavar="N|auto",
     help="Pixels that tiles share; auto measures the least with which tiles are what the whole picture would be. "
-    "[default: 32, or more where the network needs it]",
+    "[default: 24, or more where the network needs it]",
 )
 @click.option(
     "--min-seam",

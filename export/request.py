@@ -15,11 +15,11 @@ from echoir.export.quantized import Remainder
 from echoir.export.reference import IO
 from echoir.runtime.descriptor import Descriptor
 from echoir.runtime.errors import ArtifactError
-from echoir.runtime.fit import MOST, best_tile
+from echoir.runtime.fit import MOST, MOST_FITTED, best_tile
 from echoir.runtime.manifest import check_tile
 from echoir.runtime.output import displayable
 
-OVERLAP = 32  # pixels that tiles share, unless told
+OVERLAP = 24  # pixels that tiles share, unless told
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class Request:
         tile: (height, width) in pixels, multiples of the network's; None takes the one that the network likes, and
             ``"free"`` leaves it to the size of each picture.
         fit: (height, width) of pictures whose least wasteful tile is taken.
-        most: pixels of a tile at most, of a free one and one that fits; None takes :data:`echoir.runtime.fit.MOST`.
-            Once settled, it is the manifest's: None for a fixed tile.
+        most: pixels of a tile at most, of a free one and one that fits; None takes :data:`echoir.runtime.fit.MOST` of
+            a free one, or the network's own tile, and :data:`echoir.runtime.fit.MOST_FITTED` of one that fits. Once
+            settled, it is the manifest's: None for a fixed tile.
         batch: tiles per run; None leaves it open.
-        overlap: pixels that neighbouring tiles share at least, the artifact's default; None takes 32, or more where
+        overlap: pixels that neighbouring tiles share at least, the artifact's default; None takes 24, or more where
             the network needs it; ``"auto"`` the least that keeps tiles within ``min_seam`` of whole pictures.
         margin: pixels along a tile's edge that count for nothing; found with ``"auto"``, not asked for.
         io: ``"float"`` (float32 NCHW in [0, 1]) or ``"uint8"`` (NHWC).
@@ -94,12 +95,13 @@ class Request:
         overlap = self.overlap if isinstance(self.overlap, int) else network.overlap  # before it is found
         if self.overlap is None or (self.overlap == "auto" and self.fit is not None):
             overlap = max(OVERLAP, overlap)
-        most = self.most or MOST
         if self.fit is not None:
+            most = self.most or MOST_FITTED
             needs = {"multiple": network.multiple, "phase": network.phase}
             height, width = best_tile(*self.fit, most=most, overlap=overlap, **needs)
         else:
             height, width = self.tile if isinstance(self.tile, tuple) else network.tile
+            most = self.most or max(MOST, height * width)
         if self.tile == "free" and height * width > most:
             raise click.BadParameter(f"--most {most}: the network's own tile of {height} x {width} has more pixels")
         try:

@@ -14,9 +14,10 @@ from echoir.runtime.descriptor import Pair
 from echoir.runtime.manifest import Manifest
 from echoir.runtime.tiling import tile_starts
 
-# Pixels of a tile at most, unless told: from there on a pixel costs more on a CPU, and larger tiles are no better
-# (docs/tiles.md).
-MOST = 512 * 512
+# Pixels of a tile of free sides at most, unless told: in larger ones a pixel costs a CPU more than they save, and they
+# are no better (docs/tiles.md). Fitted tiles are mostly engines', of which nobody found that.
+MOST = 256 * 512
+MOST_FITTED = 512 * 512
 
 SIZES: dict[str, Pair] = {  # (height, width) of pictures that people have
     "481 x 321": (321, 481),

@@ -270,10 +270,12 @@ def test_the_network_decides_what_a_tile_is_a_multiple_of(
 def test_free_sides_and_the_tile_that_fits_are_settled_by_the_network() -> None:
     network = Descriptor("none", "denoise", 1, multiple=(32, 32))
     free = Request(tile="free").settled(network)
-    assert (free.tile, free.most, free.overlap) == ((256, 256), 512 * 512, 32)
+    assert (free.tile, free.most, free.overlap) == ((256, 256), 256 * 512, 24)
     fits = Request(fit=(1080, 1920), most=2_100_000).settled(network)
     assert (fits.tile, fits.most) == ((1088, 1920), None)
     assert Request(fit=(481, 321)).settled(network).tile == (512, 352)
+    own = Request(tile="free").settled(Descriptor("none", "denoise", 1, multiple=(32, 32), tile=(512, 512)))
+    assert (own.tile, own.most) == ((512, 512), 512 * 512)  # the network's own tile is never too large
 
 
 @pytest.mark.slow  # PyTorch takes a while over symbolic sizes; test_onnx_export.py has a small network
