@@ -1,13 +1,15 @@
 """What a pixel costs in ONNX Runtime with sides free, fixed by name, and fixed in the file: operator by operator.
 
     python benchmarks/free_sides.py --free ARTIFACT --fixed ARTIFACT [--sizes 256x256 352x512] [--turns 6]
+    python benchmarks/free_sides.py --free ARTIFACT --fixed ARTIFACT --options
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/free_sides.py ...
 
 ``--free`` was exported with ``--tile free``, ``--fixed`` with a tile of its own. Rows: the fixed model at its tile, and
 for each size the free model as it is, with its sides set by ``add_free_dimension_override_by_name``, and that with
 planned memory. All sessions take turns; least of them, nanoseconds of processor time a pixel, one thread. Then the
-operators of the fixed model and of the free one at the first size. The second line gives memory in pages of 2 MB
-(glibc 2.35 and later; Linux with transparent huge pages at ``madvise`` or ``always``).
+operators of the fixed model and of the free one at the first size. The second line tries options of ONNX Runtime on the
+fixed model instead. The third gives memory in pages of 2 MB (glibc 2.35 and later; Linux with transparent huge pages at
+``madvise`` or ``always``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +29,27 @@ from echoir.runtime.artifact import Artifact
 from echoir.runtime.onnx_session import session_options
 
 Sides = tuple[int, int]
+OPTIONS = {
+    "denormals are zero": {"session.set_denormal_as_zero": "1"},
+    "threads spin": {"session.intra_op.allow_spinning": "1"},
+    "weights are not packed": {"session.disable_prepacking": "1"},
+}
 
 
 def opened(
-    artifact: Artifact, sides: Sides | None = None, *, planned: bool = False, profile: bool = False
+    artifact: Artifact,
+    sides: Sides | None = None,
+    *,
+    planned: bool = False,
+    arena: bool = True,
+    profile: bool = False,
+    entries: Mapping[str, str] = {},
 ) -> onnxruntime.InferenceSession:
-    """A session of one thread; ``sides`` are set in place of free ones."""
+    """A session of one thread; ``sides`` are set in place of free ones, ``entries`` are of its configuration."""
     options = session_options(1)
-    options.enable_mem_pattern = planned
+    options.enable_mem_pattern, options.enable_cpu_mem_arena = planned, arena
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, "free_sides"
     if sides is not None:
@@ -78,11 +94,16 @@ def main() -> None:
     parser.add_argument("--fixed", required=True)
     parser.add_argument("--sizes", type=pair, nargs="+", default=[(256, 256), (352, 512), (512, 512)], metavar="HxW")
     parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--options", action="store_true", help="options of ONNX Runtime, on the fixed model")
     options = parser.parse_args()
     free, fixed = Artifact.open(options.free), Artifact.open(options.fixed)
     tile = fixed.manifest.tile.height, fixed.manifest.tile.width
     subjects = {("fixed in the file", tile): opened(fixed)}
-    for sides in options.sizes:
+    if options.options:
+        subjects["planned memory", tile] = opened(fixed, planned=True)
+        subjects["no arena", tile] = opened(fixed, arena=False)
+        subjects |= {(name, tile): opened(fixed, entries=entries) for name, entries in OPTIONS.items()}
+    for sides in [] if options.options else options.sizes:
         subjects["free", sides] = opened(free)
         subjects["set by name", sides] = opened(free, sides)
         subjects["set by name, planned memory", sides] = opened(free, sides, planned=True)
@@ -99,6 +120,8 @@ def main() -> None:
             f"| {name} | {sides[0]} x {sides[1]} | {min(seconds):.0f} | {np.median(seconds):.0f} | {quotient:.2f} |",
             flush=True,
         )
+    if options.options:
+        return
     subjects.clear()
     first = operators(fixed, tile, options.turns), operators(free, options.sizes[0], options.turns)
     print(f"\n| operator | fixed {tile[0]} x {tile[1]} | free {options.sizes[0][0]} x {options.sizes[0][1]} |")
