@@ -41,7 +41,7 @@ def identity(folder: Path) -> Path:
         checkpoint=CheckpointRecord("none", "0" * 64),
         model=Model("onnxruntime"),
         precision=Precision("fp32"),
-        tile=Tile(256, 256, 32, 1, MOST),
+        tile=Tile(256, 256, 24, 1, MOST),
         versions={},
         **tensors,
     )

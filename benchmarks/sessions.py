@@ -103,6 +103,7 @@ def exported(work: Path, name: str, precision: Precision, calibration: Path | No
         limit=1,
         output=folder,
         calibration=calibration if precision == "int8" else None,
+        remainder="fp32" if precision == "int8" else "fp16",  # for CPUs; of the others it says nothing
     )
     return export_artifact(request).artifacts[0]
 
