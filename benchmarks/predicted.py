@@ -1,6 +1,6 @@
 """How fast a network could be on a GPU at best, from its operations and its traffic; needs no GPU.
 
-    python benchmarks/predicted.py [--tile 256] [--overlap 32] [--bytes 2]
+    python benchmarks/predicted.py [--tile 256] [--overlap 24] [--bytes 2]
 
 A frame takes at least as long as its operations at the card's peak, and as its traffic at the card's bandwidth:
 
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from echoir.export.request import OVERLAP
 from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig
 from echoir.networks.upsampler import EchoUpsampler
 from echoir.runtime.tiling import tile_starts
@@ -100,7 +101,7 @@ def rate(config: EchoIRConfig, card: Card, tile: int, overlap: int, frame: tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tile", type=int, default=256)
-    parser.add_argument("--overlap", type=int, default=32)
+    parser.add_argument("--overlap", type=int, default=OVERLAP)
     parser.add_argument("--bytes", type=int, default=2, help="of a value: 2 in float16")
     options = parser.parse_args()
     print(f"| frame | preset | tiles | 10⁹ multiply-adds | GB | {' | '.join(card.name for card in CARDS)} |")

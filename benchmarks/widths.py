@@ -29,6 +29,7 @@ from torch import nn
 
 from echoir.checkpoint import load_checkpoint
 from echoir.data import list_pictures
+from echoir.export.request import OVERLAP
 from echoir.export.sources import TorchSource
 from echoir.journal import read_csv
 from echoir.networks.echoir import EchoIR, EchoIRConfig
@@ -116,7 +117,7 @@ def main() -> None:
         parameters = sum(tensor.numel() for tensor in network.parameters()) / 1e6
         rows[name] = [f"{parameters:.2f}", f"{steps} in {seconds:.0f}"]
         rows[name] += [f"{scores[form]:.2f}" for form in FORMS]
-        rows[name].append(f"{rate(ARMS[name], CARDS[1], TILE, 32, (720, 1280), 2):.1f}")
+        rows[name].append(f"{rate(ARMS[name], CARDS[1], TILE, OVERLAP, (720, 1280), 2):.1f}")
         calls[name] = session(network, network.describe("denoise", "tiny"))
         print(f"{name}: {rows[name]}", flush=True)
     spent: dict[str, list[float]] = {name: [] for name in calls}
