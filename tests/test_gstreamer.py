@@ -75,6 +75,22 @@ def launch(environment: dict[str, str], text: str) -> subprocess.CompletedProces
     return run(environment, "gst-launch-1.0", "-q", *text.split())
 
 
+def refusal(environment: dict[str, str], text: str) -> str:
+    """What gst-launch says of a pipeline that fails.
+
+    It does not always end then (GStreamer 1.22): where the end of the stream that follows the error has prerolled the
+    sink, its main loop waits for a message that it has read before.
+    """
+    with subprocess.Popen(["gst-launch-1.0", "-q", *text.split()], env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            _, said = process.communicate(timeout=30)
+            assert process.returncode != 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, said = process.communicate()
+    return said.decode(errors="replace")
+
+
 def frames_of(environment: dict[str, str], text: str, path: Path) -> bytes:
     """What a pipeline makes, without rows being padded: 48 pixels need none."""
     assert launch(environment, f"{text} ! filesink location={path}").returncode == 0
@@ -245,9 +261,7 @@ def test_the_element_puts_errors_on_the_bus(
     properties: str, message: str, loader: dict[str, str], identity: Artifact
 ) -> None:
     text = f"videotestsrc num-buffers=3 ! {WITH},format=NV12 ! echoirrestore {properties.format(identity.model_path)}"
-    done = launch(loader, f"{text} ! fakesink")
-    assert done.returncode != 0
-    assert message in done.stderr.decode()
+    assert message in refusal(loader, f"{text} ! fakesink")
 
 
 def test_the_element_lets_late_frames_pass_and_counts_them(loader: dict[str, str], identity: Artifact) -> None:
@@ -307,7 +321,7 @@ def test_the_size_behind_the_element_settles_that_before_it(
 ) -> None:
     text = f"videotestsrc num-buffers=1 ! echoirrestore artifact={twice} ! video/x-raw,format=GRAY8"
     assert len(frames_of(loader, f"{text},width=80,height=60", tmp_path / "even")) == 80 * 60
-    assert launch(loader, f"{text},width=81,height=60 ! fakesink").returncode != 0
+    assert "not-negotiated" in refusal(loader, f"{text},width=81,height=60 ! fakesink")
     either = f"{text},width=(int){{81,84}},height=(int)[41,43]"
     assert len(frames_of(loader, either, tmp_path / "either")) == 84 * 42
 
@@ -335,9 +349,7 @@ def test_what_cannot_be_enlarged_is_an_error_on_the_bus(
     caps: str, properties: str, message: str, loader: dict[str, str], twice: Path
 ) -> None:
     text = f"videotestsrc num-buffers=3 ! {WITH} ! capssetter caps=video/x-raw,{caps}"
-    done = launch(loader, f"{text} ! echoirrestore artifact={twice} {properties} ! fakesink")
-    assert done.returncode != 0
-    assert message in done.stderr.decode()
+    assert message in refusal(loader, f"{text} ! echoirrestore artifact={twice} {properties} ! fakesink")
 
 
 def test_late_frames_are_dropped_by_an_element_that_enlarges(loader: dict[str, str], twice: Path) -> None:
