@@ -103,11 +103,12 @@ def test_what_is_stored_in_half_of_the_bytes_says_so_and_what_it_was_trained_fro
     assert {run["device"] for run in checkpoint.metadata["before"]} == {"cpu", "cuda"}
 
 
-def test_the_small_one_that_doubles_beats_bicubic() -> None:
+@pytest.mark.parametrize(("scale", "gain"), [(2, 0.5), (4, 0.3)])
+def test_the_small_ones_that_enlarge_beat_bicubic(scale: int, gain: float) -> None:
     truth = data.chelsea()[40:168, 60:220].astype(np.float32) / 255
-    small = resize(truth, Fraction(1, 2))
-    made = restore_whole(load_checkpoint("sr-x2").network, small)
-    assert psnr(made.clip(0, 1), truth) > psnr(resize(small, 2).clip(0, 1), truth) + 0.5
+    small = resize(truth, Fraction(1, scale))
+    made = restore_whole(load_checkpoint(f"sr-x{scale}").network, small)
+    assert psnr(made.clip(0, 1), truth) > psnr(resize(small, scale).clip(0, 1), truth) + gain
 
 
 def test_a_checkpoint_of_another_network_than_its_presets_loads_as_it_was_stored(tmp_path: Path) -> None:
