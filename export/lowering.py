@@ -29,11 +29,13 @@ class Lowering:
             is left as it is. Its operators (:data:`echoir.export.operators.OPERATORS`) are opaque nodes.
         float32: nodes that keep float32 beyond what holds for all graphs, by the reason in words.
         int8: what calibration is told of its graph.
+        free: whether what is exported takes any height and width.
     """
 
     rewrite: Callable[[nn.Module], nn.Module] = unchanged
     float32: Mapping[str, Callable[[onnx.NodeProto], bool]] = field(default_factory=dict)
     int8: Structure = field(default_factory=Structure)
+    free: bool = True
 
 
 MACS = {operator.name: operator.macs for operator in OPERATORS}
@@ -48,6 +50,7 @@ LOWERINGS = {
         rewrite=grl.lean,
         float32={"unit length of q and k": grl.in_unit_length, "logits and softmax": grl.in_logits},
         int8=Structure(MACS, exact=grl.in_attention),
+        free=False,  # its stripes are cut for one size
     ),
 }
 

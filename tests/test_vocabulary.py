@@ -115,13 +115,21 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     requests: list[Any] = []
 
-    def export(request: Any, **_: Any) -> None:
+    def export(request: Any, source: Any, **_: Any) -> None:
         requests.append(request)
         request.output.mkdir(parents=True)
         make_artifact(request.output, gain=0.5)
 
     monkeypatch.setattr(cached, "export_artifact", export)
     return requests
+
+
+@pytest.mark.parametrize(("name", "tile"), [("denoise", "free"), ("sr-x4", None)])
+def test_a_shipped_checkpoint_has_free_tiles_where_its_network_takes_any_size(
+    name: str, tile: str | None, made: list[Any]
+) -> None:
+    cached.cached_artifact(name, lambda _: None, quiet=True)
+    assert [request.tile for request in made] == [tile]
 
 
 def test_a_shipped_checkpoint_is_exported_once_and_that_is_said(made: list[Any], tmp_path: Path) -> None:
