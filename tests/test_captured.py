@@ -57,7 +57,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_piece_by_piece(refusing: None) 
 def test_recorded_steps_are_the_steps_that_are_launched_one_by_one(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    recipe = Recipe(stages=(Stage(10, 32, 4),), compile=False, autocast=False)
+    recipe = Recipe("tiny", (Stage(10, 32, 4),), compile=False, autocast=False)
     batches = [(torch.rand(4, 3, 32, 32, device="cuda"), torch.rand(4, 3, 32, 32, device="cuda")) for _ in range(10)]
     losses = []
     for processes in (1, 2):  # two processes do not record
