@@ -23,7 +23,7 @@ from echoir.runtime.images import picture_size
 
 CHUNK = 512  # crops that are degraded together: many kinds of noise, few of each in a batch
 LAYERED = 0.75  # share of the clean crops that receive a real layer, where there are any
-_DECODERS = 4
+_DECODERS = min(os.cpu_count() or 4, 16)
 
 Batch = tuple[Tensor, Tensor]
 """(degraded, clean): float32 [N, 3, P, P] and [N, 3, scale * P, scale * P]."""
