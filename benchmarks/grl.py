@@ -3,7 +3,7 @@
     python benchmarks/grl.py cost [--sizes t s b]       multiply-accumulates at 256 x 256, and per pixel from 128 to 512
     python benchmarks/grl.py precision [--stages 4]     dB with each reason for float32 given up
     python benchmarks/grl.py engines [--tile 256]       TensorRT-RTX: seconds, megabytes, layers
-    python benchmarks/grl.py speed [--tile 128]         seconds of processor in PyTorch and in ONNX Runtime, in turns
+    python benchmarks/grl.py speed [--tile 128]         seconds of processor: PyTorch, ONNX Runtime, OpenVINO, in turns
     python benchmarks/grl.py tiles [--task denoise]     dB of tiles against the whole, by phase and overlap
 
 ``cost`` runs nothing: PyTorch counts the convolutions and matrix products of a network without storage. Masks of
@@ -19,8 +19,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -41,6 +43,8 @@ from echoir.export.sources import TorchSource
 from echoir.export.typed import export_onnx
 from echoir.metrics import psnr
 from echoir.networks.grl import GRL, SIZES, TASKS, Attend, MixedAttention
+from echoir.runtime.bfloat16 import keeping_float32
+from echoir.runtime.floors import without_floors
 from echoir.runtime.tiling import tile_axis
 
 LOWERING = lowering_of("GRL")
@@ -147,6 +151,11 @@ def speed(options: argparse.Namespace) -> None:
         "ONNX Runtime, no floor": exported(Weights=NoFloor),
         "ONNX Runtime": exported(),
     }
+    if find_spec("openvino"):
+        model = source(network).graph(tile=(options.tile, options.tile), batch=1, io="float")
+        ways["OpenVINO, with the floor"] = on_openvino(model, image, floors=True)
+        ways["OpenVINO"] = on_openvino(model, image)
+        ways["OpenVINO, bfloat16"] = on_openvino(model, image, "bf16")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     made: dict[str, object] = {}
     with torch.inference_mode():
@@ -195,6 +204,23 @@ def one_thread(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def on_openvino(
+    model: onnx.ModelProto, image: np.ndarray[Any, Any], precision: str = "f32", floors: bool = False
+) -> Callable[[], object]:
+    """What OpenVINO makes of a model, as a session compiles it; or with the floors left in."""
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(model.SerializeToString(), b"")
+    if not floors:
+        without_floors(graph)
+    if precision == "bf16":
+        graph = keeping_float32(openvino, core, graph)
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
+    compiled = core.compile_model(graph, "CPU", settings)
+    return lambda: compiled([image])[0].copy()
 
 
 def source(network: GRL) -> TorchSource:

@@ -20,7 +20,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-FORM = "1"  # of what is kept: compiled models of another are not taken from the cache
 PRODUCTS = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
 EXPONENTIALS = {"Exp"}  # not Softmax: it computes in float32 by itself, and is no better for a mark
 ELEMENTWISE = {"Add", "Clamp", "Divide", "Maximum", "Minimum", "Multiply", "Negative", "Power", "Subtract"}

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.bfloat16 import FORM, keeping_float32
+from echoir.runtime.bfloat16 import keeping_float32
 from echoir.runtime.caches import cache_folder, keep, recall
 from echoir.runtime.contract import Array, check_tensor, run_in_batches
 from echoir.runtime.errors import ArtifactError, BackendError, ClosedSessionError, needs_extra
+from echoir.runtime.floors import without_floors
 from echoir.runtime.machine import all_cores
 from echoir.runtime.manifest import Role, TensorSpec
 from echoir.runtime.onnx_session import without_functions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 COMPILED = 512 << 20  # bytes of compiled models that are kept
+FORM = "2"  # of what is changed before: compiled models of another are not taken from the cache
 BFLOAT16 = "bf16"
 
 
@@ -130,8 +132,12 @@ def _compiled(openvino: Any, core: Any, artifact: Artifact, settings: dict[str, 
     OpenVINO refuses, as a RuntimeError, what another version or another processor compiled.
     """
     bfloat16 = settings["INFERENCE_PRECISION_HINT"] == BFLOAT16
-    words = [artifact.manifest.model.sha256[:32], openvino.__version__.split("-")[0], *map(str, settings.values())]
-    words += [FORM] * bfloat16
+    words = [
+        FORM,
+        artifact.manifest.model.sha256[:32],
+        openvino.__version__.split("-")[0],
+        *map(str, settings.values()),
+    ]
     path = cache_folder("openvino") / ("-".join(words) + ".blob")
     if (blob := recall(path)) is not None:
         try:
@@ -145,6 +151,7 @@ def _compiled(openvino: Any, core: Any, artifact: Artifact, settings: dict[str, 
     if tile.batch is None:  # one size for all runs: it would prepare itself anew for each
         sides = (tile.height, tile.width) if tile.most is None else (-1, -1)
         model.reshape(list(artifact.manifest.input.shape(1, *sides)))
+    without_floors(model)
     compiled = core.compile_model(keeping_float32(openvino, core, model) if bfloat16 else model, "CPU", settings)
     keep(path, compiled.export_model().getvalue(), COMPILED)
     return compiled
