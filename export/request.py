@@ -11,6 +11,7 @@ import click
 from echoir.export.build import Target, engines
 from echoir.export.declared import NOTHING, Declared
 from echoir.export.engine import EngineOptions
+from echoir.export.lowering import lowering_of
 from echoir.export.quantized import Remainder
 from echoir.export.reference import IO
 from echoir.runtime.descriptor import Descriptor
@@ -92,6 +93,10 @@ class Request:
             click.BadParameter: they do not fit.
         """
         self._check_tile()
+        if self.tile == "free" and not lowering_of(network.architecture).free:
+            raise click.BadParameter(
+                f"--tile free: found {network.architecture}, whose export has one size: give it, or --fit WxH"
+            )
         overlap = self.overlap if isinstance(self.overlap, int) else network.overlap  # before it is found
         if self.overlap is None or (self.overlap == "auto" and self.fit is not None):
             overlap = max(OVERLAP, overlap)

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnxruntime
 import pytest
@@ -276,6 +277,11 @@ def test_free_sides_and_the_tile_that_fits_are_settled_by_the_network() -> None:
     assert Request(fit=(481, 321)).settled(network).tile == (512, 352)
     own = Request(tile="free").settled(Descriptor("none", "denoise", 1, multiple=(32, 32), tile=(512, 512)))
     assert (own.tile, own.most) == ((512, 512), 512 * 512)  # the network's own tile is never too large
+
+
+def test_a_network_whose_export_has_one_size_is_refused_free_sides() -> None:
+    with pytest.raises(click.BadParameter, match="--tile free: found GRL, whose export has one size"):
+        Request(tile="free").settled(Descriptor("GRL", "sr", 1, multiple=(32, 32)))
 
 
 @pytest.mark.slow  # PyTorch takes a while over symbolic sizes; test_onnx_export.py has a small network
