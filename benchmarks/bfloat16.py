@@ -4,7 +4,7 @@
 
 dB from ONNX Runtime's float32 on the worst of the shipped pictures with noise, one tile each, and processor time of a
 tile as a multiple of OpenVINO's float32: all take turns, the least of the turns counts. ``picture`` is what the picture
-goes through up to the first products, ``exponents`` the elementwise nodes up to an exponential; both are what
+goes through up to the first products, ``exponents`` the terms of an exponential; both are what
 echoir/runtime/bfloat16.py keeps. The rows below keep them too, and more: sums of two images, the last products
 before the output, one kind of node, or everything.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import openvino
 
 from echoir.runtime.artifact import Artifact
-from echoir.runtime.bfloat16 import PRODUCTS, exponents, keeping_float32, pictured
+from echoir.runtime.bfloat16 import PRODUCTS, exponents, factors_first, keeping_float32, pictured
 from echoir.runtime.choice import picture_tiles
 from echoir.runtime.machine import describe_machine
 from echoir.runtime.onnx_session import without_functions
@@ -68,6 +68,7 @@ def table(artifact: Artifact, turns: int, threads: int) -> None:
         expected = [session.run(tile) for tile in tiles]
     core = openvino.Core()
     model = core.read_model(without_functions(artifact.model_path), b"")
+    factors_first(openvino, model)
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
 
     def request(hint: str, names: set[str]) -> Any:

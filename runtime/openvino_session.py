@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 COMPILED = 512 << 20  # bytes of compiled models that are kept
-FORM = "2"  # of what is changed before: compiled models of another are not taken from the cache
+FORM = "3"  # of what is changed before: compiled models of another are not taken from the cache
 BFLOAT16 = "bf16"
 
 
