@@ -1,6 +1,6 @@
 """The paper's Tables 4 and 6 in small: what guides the upsampler, and how the network is trained.
 
-    python benchmarks/ablations.py --data DIR [--table strategy|upsampler] [--seeds 3] [--steps 400]
+    python benchmarks/ablations.py --data DIR [--table strategy|halves|upsampler] [--seeds 3] [--steps 400]
         [--start denoise] -o runs/ablations
 
 Every arm trains ``tiny`` for denoising on the same crops from the same weights, seed by seed: random ones, or a
@@ -35,6 +35,11 @@ TABLES = {
         "single-level, equal passes": ("single-level", PASSES, {}),
         "as-blo": ("as-blo", 1.0, {"lower_batch": 1.0}),
         "as-blo, a quarter below, equal passes": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25}),
+    },
+    "halves": {
+        "single-level, equal passes": ("single-level", PASSES, {}),
+        "as-blo, a quarter below, equal passes": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25}),
+        "the same, D_tr and D_val changing places": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25, "exchange": 50}),
     },
     "upsampler": {
         "echo, guided by the encoder": ("single-level", 1.0, {}),
@@ -76,13 +81,13 @@ def train(arguments: argparse.Namespace, strategy: str, share: float, switches: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True, help="clean pictures; may be repeated")
-    parser.add_argument("--table", choices=TABLES, action="append", help="default: both")
+    parser.add_argument("--table", choices=TABLES, action="append", help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--start", help="a checkpoint that every arm starts from (the table strategy alone)")
+    parser.add_argument("--start", help="a checkpoint that every arm starts from (no other tables than of strategies)")
     parser.add_argument("--holdout", type=int, default=24, help="pictures to measure on")
     parser.add_argument("--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the runs; kept between calls")
@@ -103,7 +108,7 @@ def main() -> None:
         # Seeds differ in their held-out pictures: what counts is the difference on the same ones.
         first = results[table, next(iter(tables[table]))]
         difference = [value - other for value, other in zip(values, first, strict=True)]
-        print(f"{table:>10} | {arm:<37} | {spread(values)} dB | {spread(difference, '+')} dB to the first")
+        print(f"{table:>10} | {arm:<40} | {spread(values)} dB | {spread(difference, '+')} dB to the first")
 
 
 def spread(values: list[float], sign: str = "") -> str:

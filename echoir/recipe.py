@@ -65,6 +65,7 @@ class BiLevel:
         beta_rate, omega_rate, z_rate: of each level, as a factor of the learning rate.
         lower_batch: share of a batch's crops that the lower level sees, in (0, 1]. It is evaluated twice a step
             and only tells omega what to keep to, so a step on few crops costs little more than a single-level one.
+        exchange: steps after which D_tr and D_val change places, so that beta learns from every picture; 0 for never.
         look: steps between evaluations of the upper level at z, for the log; 0 for never.
     """
 
@@ -81,6 +82,7 @@ class BiLevel:
     omega_rate: Above0 = 1.0
     z_rate: Above0 = 1.0
     lower_batch: UpTo1 = 0.25
+    exchange: Natural = 0
     look: Natural = 20
 
     def __post_init__(self) -> None:

@@ -168,6 +168,28 @@ def test_the_two_levels_never_share_an_image(tmp_path: Path, images: list[Pictur
     assert not set(training) & set(validation)
 
 
+def test_the_two_sets_change_places_when_the_recipe_says_so(tmp_path: Path) -> None:
+    """Black pictures and white ones: as many of each, and which set has which is known from the first step."""
+    pictures = []
+    for index in range(8):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(np.full((32, 32, 3), 255 * (index % 2), np.uint8)).save(path)
+        pictures.append(Picture(path))
+    recipe = replace(
+        RECIPE, strategy="as-blo", holdout=0, stages=(Stage(8, 16, 2),), bilevel=BiLevel(exchange=2), loss="l1"
+    )
+    trainer = Trainer("denoise", recipe, pictures, tmp_path / "run", validation=[])
+    black, white = ([p for i, p in enumerate(pictures) if i % 2 == shade] for shade in (0, 1))
+    trainer.levels = lambda: [black, white]  # type: ignore[method-assign]
+    lower = []
+    for batches in trainer.batches():
+        shades = [float(clean.mean()) for _, clean in batches]
+        assert sorted(shades) == pytest.approx([0, 1])
+        lower.append(round(shades[0]))
+        trainer.step += 1
+    assert lower == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
 def test_another_recipe_in_the_folder_is_refused_by_field(tmp_path: Path, images: list[Picture]) -> None:
     trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
     trainer.save_state()
