@@ -39,7 +39,8 @@ TABLES = {
     "halves": {
         "single-level, equal passes": ("single-level", PASSES, {}),
         "as-blo, a quarter below, equal passes": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25}),
-        "the same, D_tr and D_val changing places": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25, "exchange": 50}),
+        "single-level, as many steps as that": ("single-level", PASSES / QUARTER, {}),
+        "as-blo, the same, halves changing places": ("as-blo", PASSES / QUARTER, {"lower_batch": 0.25, "exchange": 50}),
     },
     "upsampler": {
         "echo, guided by the encoder": ("single-level", 1.0, {}),

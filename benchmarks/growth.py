@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from echoir.export.request import OVERLAP
 from echoir.runtime.artifact import write_artifact
 from echoir.runtime.bench import peak_memory
 from echoir.runtime.descriptor import Descriptor
@@ -41,7 +42,7 @@ def identity(folder: Path) -> Path:
         checkpoint=CheckpointRecord("none", "0" * 64),
         model=Model("onnxruntime"),
         precision=Precision("fp32"),
-        tile=Tile(256, 256, 24, 1, MOST),
+        tile=Tile(256, 256, OVERLAP, 1, MOST),
         versions={},
         **tensors,
     )

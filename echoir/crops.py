@@ -20,10 +20,11 @@ from echoir.recipe import Stage
 from echoir.resize import axis_weights
 from echoir.runtime.errors import ImageError
 from echoir.runtime.images import picture_size
+from echoir.runtime.machine import all_cores
 
 CHUNK = 512  # crops that are degraded together: many kinds of noise, few of each in a batch
 LAYERED = 0.75  # share of the clean crops that receive a real layer, where there are any
-_DECODERS = min(os.cpu_count() or 4, 16)
+_DECODERS = min(all_cores(), 16)  # each holds a picture
 
 Batch = tuple[Tensor, Tensor]
 """(degraded, clean): float32 [N, 3, P, P] and [N, 3, scale * P, scale * P]."""

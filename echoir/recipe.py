@@ -88,6 +88,10 @@ class BiLevel:
     def __post_init__(self) -> None:
         _hold(self, "bilevel.")
 
+    def exchanged(self, step: int) -> bool:
+        """Whether D_tr and D_val have changed places at this step."""
+        return bool(self.exchange and step // self.exchange % 2)
+
 
 @dataclass(frozen=True)
 class Recipe:

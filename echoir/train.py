@@ -287,12 +287,7 @@ class Trainer:
             for step, loaded in enumerate(zip(*chunks, strict=True), first):
                 if step >= self.step and self.recipe.position(self.step, self.seconds) < self.recipe.steps:
                     given = [tuple(part.contiguous(memory_format=self.layout) for part in batch) for batch in loaded]
-                    yield given[::-1] if self._exchanged(step) else given
-
-    def _exchanged(self, step: int) -> bool:
-        """Whether D_tr and D_val have changed places at this step."""
-        every = self.recipe.bilevel.exchange if self.strategy.sets == 2 else 0
-        return bool(every and step // every % 2)
+                    yield given[::-1] if len(sets) == 2 and self.recipe.bilevel.exchanged(step) else given
 
     def levels(self) -> list[list[Picture]]:
         """D_tr and D_val of bi-level training: disjoint, each with its share of the pairs and of the clean pictures."""
