@@ -136,7 +136,9 @@ def test_images_through_other_networks_equal_those_of_the_host(
                 image = np.stack([picture(rng, height, width, dtype, True) for _ in range(channels)], axis=-1)
             told: list[tuple[int, int]] = []
             restored = device(image, on_tiles=lambda done, total, told=told: told.append((done, total)))
-            np.testing.assert_array_equal(restored, host(image))
+            # ONNX Runtime's mean of three planes may differ in its last bit from batch to batch.
+            last_bit = 2.0**-23 if (planes, made) == ("RGB", "gray") and restored.dtype == np.float32 else 0.0
+            np.testing.assert_allclose(restored, host(image), rtol=0, atol=last_bit)
             assert told[-1] == (device.tiles(height, width, channels),) * 2
 
 
