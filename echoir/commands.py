@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from echoir.runtime.descriptor import Descriptor
 
 
-def _let_waiting_threads_sleep() -> None:
-    """Before torch is imported: threads of OpenMP that wait for each other sleep, and do not spin.
+def _prepare_threads() -> None:
+    """Before torch is imported: waiting threads sleep, and products do not depend on which thread came first.
 
-    By default they spin for a while at the end of every operator. Where other programs use the cores, a thread then
+    OpenMP's threads spin for a while at the end of every operator. Where other programs use the cores, a thread then
     spins through the time slice in which the one it waits for could have run: on two cores with a dozen programs two
     threads did not finish three steps in 100 s, where one took 9.6 s a step, and two that sleep 11.6 s
-    (docs/training.md). Whoever sets OMP_WAIT_POLICY knows better.
+    (docs/training.md).
+
+    MKL's products differ in their last bit from call to call where several threads share a busy processor, so
+    a resumed run would not repeat the uninterrupted one (Intel's "conditional numerical reproducibility" ends that).
+    Whoever sets these variables knows better.
     """
     import os
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 @click.command()
@@ -50,7 +55,7 @@ def _let_waiting_threads_sleep() -> None:
 @click.option("--preset", metavar="NAME|MODULE:ATTRIBUTE", help="Another network than the recipe's.")
 @click.option("--loss", metavar="NAME|MODULE:ATTRIBUTE", help="Another loss than the recipe's.")
 @click.option("--strategy", metavar="single-level|as-blo", help="Another strategy than the recipe's.")
-@click.option("--start", metavar="NAME|FILE", help="Weights to start from, such as a single-level warm-up.")
+@click.option("--start", metavar="NAME|FILE", help="Weights to start from, of this network or a smaller one.")
 @click.option("--learning-rate", type=float, help="Another peak learning rate.")
 @click.option("--seed", type=int, help="Fixes initial weights, split, crops and noise.")
 @click.option("--best", metavar="FIGURE", help="Keep the weights where this figure of validation.csv was best, too.")
@@ -89,7 +94,7 @@ def train(
     from echoir.runtime.errors import needs_extra
     from echoir.runtime.progress import Progress
 
-    _let_waiting_threads_sleep()
+    _prepare_threads()
     with needs_extra("train"):
         import torch
 
@@ -226,7 +231,7 @@ def evaluate(
 
     from echoir.runtime.errors import needs_extra
 
-    _let_waiting_threads_sleep()
+    _prepare_threads()
     with needs_extra("train"):
         import torch
 

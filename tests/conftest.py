@@ -15,6 +15,8 @@ from builders import make_artifact
 
 from echoir.runtime.artifact import Artifact
 
+os.environ.setdefault("MKL_CBWR", "AUTO")  # as echoir train does, before torch is imported
+
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
