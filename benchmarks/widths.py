@@ -1,12 +1,14 @@
 """What a width and a depth of EchoIR are worth: quality after one budget of training, against time for a tile.
 
-    python benchmarks/widths.py --data DIR [--budget 300] [--arms 24 32 ...] -o runs/widths
+    python benchmarks/widths.py --data DIR [--budget 300] [--arms 24 48 ...] [-o runs/widths]
+    python benchmarks/widths.py --budget 0 --arms "32 (tiny)" "32, refinement"      times alone
 
 Every arm trains for denoising on the same pictures with the same schedule, for ``--budget`` seconds of *processor
 time*: a few steps are timed first, which says how many fit. So it does not matter what else the machine does. Quality
 is that of held-out pictures in the forms of training's validation, averaged weights; time that of a 256 x 256 tile in
 ONNX Runtime, float32, one thread, all arms and FFDNet (random weights) in turns; and frames a second of 1280 x 720 on
-AGX Orin as ``predicted.py`` predicts them. Arms that are finished are not trained again.
+AGX Orin as ``predicted.py`` predicts them. Arms that are finished are not trained again. With ``--budget 0`` nothing is
+trained, and only the columns of time are filled.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -32,7 +34,7 @@ from echoir.data import list_pictures
 from echoir.export.request import OVERLAP
 from echoir.export.sources import TorchSource
 from echoir.journal import read_csv
-from echoir.networks.echoir import EchoIR, EchoIRConfig
+from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig
 from echoir.recipe import Recipe, Stage
 from echoir.runtime.descriptor import Descriptor
 from echoir.train import Trainer
@@ -44,9 +46,16 @@ ARMS: dict[str, EchoIRConfig] = {
     "16, full resolution": EchoIRConfig(16, (1, 1, 2), 2, 0, stem=1),
     "24": EchoIRConfig(24, (1, 1, 2), 2, 0, stem=2),
     "32, shallow": EchoIRConfig(32, (1, 1, 1), 1, 0, stem=2),
-    "32 (tiny)": EchoIRConfig(32, (1, 1, 2), 2, 0, stem=2),
+    "32, no residual blocks": EchoIRConfig(32, (1, 1, 2), 2, 0, stem=2),
+    "32 (tiny)": PRESETS["tiny"],
     "32, deep": EchoIRConfig(32, (2, 2, 2), 4, 0, stem=2),
     "48": EchoIRConfig(48, (1, 1, 2), 2, 0, stem=2),
+}
+TIMED: dict[str, EchoIRConfig] = ARMS | {
+    "32, one residual block": replace(PRESETS["tiny"], residual_blocks=1),
+    "32, three residual blocks": replace(PRESETS["tiny"], residual_blocks=3),
+    "32, refinement": replace(PRESETS["tiny"], residual_blocks=0, refinement=1),
+    "32, second level": replace(PRESETS["tiny"], residual_blocks=0, blocks=(1, 2, 2), middle=3),
 }
 
 
@@ -97,27 +106,29 @@ def session(network: nn.Module, descriptor: Descriptor) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True, help="clean pictures; may be repeated")
+    parser.add_argument("--data", type=Path, action="append", default=[], help="clean pictures; may be repeated")
     parser.add_argument("--budget", type=float, default=300, help="seconds of processor time for each arm")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=TIMED, default=list(ARMS))
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the runs; kept between calls")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/widths"), help="the runs; kept between calls")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, list[str]] = {}
     calls = {"FFDNet": session(FFDNet(), Descriptor("FFDNet", "denoise", 852_108, multiple=(2, 2), phase=(2, 2)))}
     for name in arguments.arms:
-        folder = arguments.output / name.replace(", ", "-").replace(" ", "-").strip("()")
-        steps, seconds = train(ARMS[name], folder, arguments)
-        network = load_checkpoint(str(folder / "denoise.safetensors")).network
-        assert isinstance(network, EchoIR)
-        scores = {form: float(value) for form, value in read_csv(folder / "validation.csv")[-1].items()}
+        config, trained = TIMED[name], ["", *[""] * len(FORMS)]
+        network = EchoIR(config).eval()
+        if arguments.budget:
+            folder = arguments.output / name.replace(", ", "-").replace(" ", "-").strip("()")
+            steps, seconds = train(config, folder, arguments)
+            network.load_state_dict(load_checkpoint(str(folder / "denoise.safetensors")).network.state_dict())
+            scores = {form: float(value) for form, value in read_csv(folder / "validation.csv")[-1].items()}
+            trained = [f"{steps} in {seconds:.0f}", *(f"{scores[form]:.2f}" for form in FORMS)]
         parameters = sum(tensor.numel() for tensor in network.parameters()) / 1e6
-        rows[name] = [f"{parameters:.2f}", f"{steps} in {seconds:.0f}"]
-        rows[name] += [f"{scores[form]:.2f}" for form in FORMS]
-        rows[name].append(f"{rate(ARMS[name], CARDS[1], TILE, OVERLAP, (720, 1280), 2):.1f}")
+        orin = rate(config, CARDS[1], TILE, OVERLAP, (720, 1280), 2)
+        rows[name] = [f"{parameters:.2f}", *trained, f"{orin:.1f}"]
         calls[name] = session(network, network.describe("denoise", "tiny"))
         print(f"{name}: {rows[name]}", flush=True)
     spent: dict[str, list[float]] = {name: [] for name in calls}

@@ -29,6 +29,7 @@ from echoir.crops import CHUNK, Batch, Crops
 from echoir.data import Picture, split
 from echoir.degradations import TASKS, Task, find_task
 from echoir.distributed import ALONE, World
+from echoir.growth import take_over
 from echoir.interrupt import deferred
 from echoir.journal import Journal
 from echoir.losses import Loss
@@ -38,7 +39,7 @@ from echoir.networks.table import Network
 from echoir.provenance import code, picture_list
 from echoir.recipe import Recipe
 from echoir.recipe_network import network_of
-from echoir.runtime.errors import ArtifactError, BackendError
+from echoir.runtime.errors import BackendError
 from echoir.runtime.files import atomic_write
 from echoir.state import check_same, fill, read_state, write_state
 from echoir.strategy import DivergedError, make_strategy
@@ -65,7 +66,8 @@ class Trainer:
         report: called after steps with the step's number, learning rate and the strategy's figures
             (``loss`` among them), and after every validation with its figures.
         note: called with a line that a reader of the log should see.
-        start: a network to start from, of the recipe's preset; None draws weights from the seed.
+        start: a network to start from, of the recipe's preset or smaller (:func:`echoir.growth.take_over`); None
+            draws weights from the seed.
         network: one's own, in place of the recipe's preset: [N, 3, H, W] in, the same out.
         loss: one's own, in place of the recipe's: of restored and clean crops.
         validation: pictures to watch progress on; then none are held out.
@@ -121,10 +123,7 @@ class Trainer:
             raise BackendError(f"device {world.device!r} cannot be used: {reason}") from None
         self._check_crops()
         if start is not None:
-            needed = getattr(self.network, "config", recipe.preset)
-            if (found := start.config) != needed:
-                raise ArtifactError("start", found, needed, "the recipe trains another network")
-            self.network.load_state_dict(start.state_dict())
+            take_over(self.network, start)
         self.layout = LAYOUTS[torch.device(world.device).type == "cuda"]
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
