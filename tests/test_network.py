@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import small_network
 
-from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig, pad_to_multiple
+from echoir.networks.echoir import PRESETS, EchoIR, EchoIRConfig, MixAttentionBlock, pad_to_multiple
 
 
 def millions(**switches: object) -> float:
@@ -63,6 +63,8 @@ def test_ablations_run_and_learn(switches: dict[str, object]) -> None:
     [
         ("huge", {}, "unknown preset 'huge'; there are base, small, tiny"),
         ("tiny", {"radius": 4}, "radius must be an integer from 0 to 3, got 4"),
+        ("tiny", {"residual_blocks": -1}, "residual_blocks must be an integer from 0 up, got -1"),
+        ("tiny", {"blocks": (1, 2, 0.5)}, "each of blocks must be an integer from 0 up, got 0.5"),
         ("tiny", {"radius": 1.0}, "radius must be an integer from 0 to 3, got 1.0"),
         ("tiny", {"upsampler": "bilinear"}, "upsampler must be one of echo, pixelshuffle, transpose"),
         ("tiny", {"heads": (3, 2, 4, 8)}, "3 heads do not divide the 32 channels of level 1"),
@@ -95,3 +97,18 @@ def test_losslessness_is_zero_where_upsampling_undoes_downsampling() -> None:
         torch.zeros_like(feature) for feature in features
     )  # nothing comes back as nothing: no layer has a bias
     assert network.losslessness(torch.rand(1, 3, 16, 16), *silent) == 0
+
+
+def test_a_residual_block_is_two_dense_convolutions_of_the_first_level() -> None:
+    def parameters(count: int) -> int:
+        network = EchoIR.from_preset("tiny", residual_blocks=count)
+        return sum(tensor.numel() for tensor in network.parameters())
+
+    assert parameters(2) - parameters(0) == 2 * 2 * 9 * 64**2, "3 x 3, of 64 channels, twice"
+
+
+def test_every_hidden_channel_of_tiny_suits_tensor_cores() -> None:
+    network = EchoIR.from_preset("tiny")
+    hidden = {block.feed_forward.out.in_channels for block in network.modules() if isinstance(block, MixAttentionBlock)}
+    assert hidden == {88, 176, 352, 704}
+    assert all(count % 8 == 0 for count in hidden)

@@ -59,6 +59,10 @@ class EchoIRConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         if type(self.radius) is not int or not 0 <= self.radius <= 3:
             raise ValueError(f"radius must be an integer from 0 to 3, got {self.radius!r}")
+        counts = [(name, getattr(self, name)) for name in ("middle", "refinement", "residual_blocks")]
+        for name, count in (*counts, *(("each of blocks", count) for count in self.blocks)):
+            if type(count) is not int or count < 0:
+                raise ValueError(f"{name} must be an integer from 0 up, got {count!r}")
         for level, heads in enumerate(self.heads):
             channels = self.width * 2**level
             if channels % heads:
