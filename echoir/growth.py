@@ -17,12 +17,15 @@ LAST = (".attention.out.weight", ".feed_forward.out.weight", ".conv2.weight")
 """What ends the branches of a block: zeros there make it the identity, and still have gradients."""
 
 
-def take_over(network: nn.Module, start: Network) -> None:
+def take_over(network: nn.Module, start: Network) -> bool:
     """Make a freshly drawn network compute what ``start`` computes, by taking its weights.
 
     An EchoIR may have more blocks and more hidden channels than ``start``. What is new keeps the weights that were
     drawn, but for those of its last layer, which become zero: so the function is the same to rounding, and what is new
     begins to learn at the first step.
+
+    Returns:
+        Whether it grew.
 
     Raises:
         ArtifactError: ``start`` is neither of the same network nor of a smaller one of the same widths.
@@ -30,10 +33,11 @@ def take_over(network: nn.Module, start: Network) -> None:
     found, needed = start.config, getattr(network, "config", type(network).__name__)
     if found == needed:
         network.load_state_dict(start.state_dict())
-    elif isinstance(network, EchoIR) and isinstance(start, EchoIR) and _grows(start.config, network.config):
+        return False
+    if isinstance(network, EchoIR) and isinstance(start, EchoIR) and _grows(start.config, network.config):
         _grow(start, network)
-    else:
-        raise ArtifactError("start", found, needed, "the recipe trains another network, and not a larger one")
+        return True
+    raise ArtifactError("start", found, needed, "the recipe trains another network, and not a larger one")
 
 
 def _grows(small: EchoIRConfig, large: EchoIRConfig) -> bool:

@@ -122,8 +122,8 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise BackendError(f"device {world.device!r} cannot be used: {reason}") from None
         self._check_crops()
-        if start is not None:
-            take_over(self.network, start)
+        if start is not None and take_over(self.network, start):
+            note("the weights to start from are of a smaller network, which is grown: the same function to begin with")
         self.layout = LAYOUTS[torch.device(world.device).type == "cuda"]
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))

@@ -300,6 +300,18 @@ def test_weights_of_another_network_are_no_start(tmp_path: Path, images: list[Pi
         Trainer("denoise", RECIPE, images, tmp_path / "run", start=other)
 
 
+def test_a_smaller_network_is_a_start_and_the_log_says_so(tmp_path: Path, images: list[Picture]) -> None:
+    said: list[str] = []
+    start = small_network(expansion=2.66)
+    recipe = replace(RECIPE, network=SMALL | {"residual_blocks": 1})
+    trainer = Trainer("denoise", recipe, images, tmp_path / "run", start=start, note=said.append)
+    assert any("a smaller network, which is grown" in line for line in said)
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.network(image), start(image), atol=1e-5, rtol=1e-4)
+    trainer.run()
+
+
 def test_a_recipe_can_change_the_network(tmp_path: Path, images: list[Picture]) -> None:
     recipe = replace(RECIPE, stages=(Stage(1, 16, 1),), network=SMALL | {"upsampler": "transpose"})
     loaded = load_checkpoint(Trainer("denoise", recipe, images, tmp_path / "run").run())
