@@ -24,6 +24,7 @@ from echoir.checkpoint import load_checkpoint
 from echoir.data import list_pictures
 from echoir.journal import read_csv
 from echoir.recipe import BiLevel, Recipe, Stage
+from echoir.recipe_network import network_of
 from echoir.train import Trainer
 
 PASSES = 10 / 3  # of an AS-BLO step, in forward-backward passes
@@ -56,26 +57,28 @@ def train(arguments: argparse.Namespace, strategy: str, share: float, switches: 
     steps = round(arguments.steps * share)
     name = "-".join([strategy, str(steps), *map(str, switches.values()), str(seed)])
     folder = arguments.output / name
+    recipe = Recipe(
+        "tiny",
+        (Stage(steps, arguments.patch, arguments.batch),),
+        learning_rate=arguments.learning_rate,
+        warmup=min(50, steps // 4),
+        ema=0.98,
+        seed=seed,
+        holdout=arguments.holdout,
+        validate_every=steps,
+        checkpoint_every=50,
+        autocast=True,
+        strategy=strategy,
+        network=switches if strategy == "single-level" else {},
+        bilevel=BiLevel(**switches) if strategy == "as-blo" else BiLevel(),
+    )
     if not (folder / "denoise.safetensors").exists():
-        recipe = Recipe(
-            "tiny",
-            (Stage(steps, arguments.patch, arguments.batch),),
-            learning_rate=arguments.learning_rate,
-            warmup=min(50, steps // 4),
-            ema=0.98,
-            seed=seed,
-            holdout=arguments.holdout,
-            validate_every=steps,
-            checkpoint_every=50,
-            autocast=True,
-            strategy=strategy,
-            network=switches if strategy == "single-level" else {},
-            bilevel=BiLevel(**switches) if strategy == "as-blo" else BiLevel(),
-        )
         start = load_checkpoint(arguments.start).network if arguments.start else None
         trainer = Trainer("denoise", recipe, list_pictures(arguments.data), folder, start=start)
         trainer.resume()
         trainer.run()
+    elif load_checkpoint(str(folder / "denoise.safetensors")).network.config != network_of(recipe).config:
+        raise SystemExit(f"{folder} holds the run of another network: move it away")
     return float(read_csv(folder / "validation.csv")[-1]["rgb25"])
 
 

@@ -62,9 +62,14 @@ TIMED: dict[str, EchoIRConfig] = ARMS | {
 def train(config: EchoIRConfig, folder: Path, arguments: argparse.Namespace) -> tuple[int, float]:
     """Steps, and seconds of the processor, of one arm; or those of the same run found in its folder."""
     done = folder / "spent.json"
+    described = json.loads(json.dumps(asdict(config)))
     if done.exists():
         found = json.loads(done.read_text())
+        if found["network"] != described:
+            raise SystemExit(f"{folder} holds the run of another network: move it away")
         return found["steps"], found["seconds"]
+    if not arguments.data:
+        raise SystemExit("to train an arm, give --data DIR; --budget 0 times networks without training them")
     pictures = list_pictures(arguments.data)
 
     def run(steps: int, into: Path) -> float:
@@ -91,7 +96,7 @@ def train(config: EchoIRConfig, folder: Path, arguments: argparse.Namespace) -> 
         few, more = run(4, Path(scrap) / "few"), run(24, Path(scrap) / "more")
     steps = max(8, round((arguments.budget - few) * 20 / (more - few)))
     seconds = run(steps, folder)
-    done.write_text(json.dumps({"steps": steps, "seconds": seconds}))
+    done.write_text(json.dumps({"steps": steps, "seconds": seconds, "network": described}))
     return steps, seconds
 
 

@@ -25,13 +25,15 @@ def _prepare_threads() -> None:
     (docs/training.md).
 
     MKL's products differ in their last bit from call to call where several threads share a busy processor, so
-    a resumed run would not repeat the uninterrupted one (Intel's "conditional numerical reproducibility" ends that).
+    a resumed run would not repeat the uninterrupted one. Intel's "conditional numerical reproducibility" ends that,
+    for a number of threads that does not change.
     Whoever sets these variables knows better.
     """
     import os
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
 
 
 @click.command()

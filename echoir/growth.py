@@ -21,8 +21,8 @@ def take_over(network: nn.Module, start: Network) -> bool:
     """Make a freshly drawn network compute what ``start`` computes, by taking its weights.
 
     An EchoIR may have more blocks and more hidden channels than ``start``. What is new keeps the weights that were
-    drawn, but for those of its last layer, which become zero: so the function is the same to rounding, and what is new
-    begins to learn at the first step.
+    drawn, but for those of its last layer, which become zero: so the function is the same to rounding. That layer
+    learns from the first step on, what is before it from the second.
 
     Returns:
         Whether it grew.
@@ -58,8 +58,8 @@ def _grow(small: EchoIR, large: EchoIR) -> None:
                 tensor.zero_()
         elif (old := known[name]).shape == tensor.shape:
             tensor.copy_(old)
-        elif name.endswith(".out.weight"):  # takes hidden channels
+        elif name.endswith(".out.weight"):  # reads hidden channels
             tensor.zero_()[:, : old.shape[1]] = old
-        else:  # gives them
+        else:  # makes hidden channels
             for new, part in zip(tensor.chunk(halves), old.chunk(halves), strict=True):
                 new[: len(part)] = part

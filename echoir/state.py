@@ -71,12 +71,23 @@ def check_same(header: dict[str, Any], recipe: Recipe, pictures: dict[str, Any])
 
 
 def fill(tensors: dict[str, Tensor], step: int, network: nn.Module, average: nn.Module, strategy: Strategy) -> None:
-    """Put a state's tensors back where they came from."""
+    """Put a state's tensors back where they came from.
+
+    Raises:
+        ArtifactError: they are those of another network: what the recipe's preset or module names has changed since.
+    """
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    network.load_state_dict(part("network."))
+    stored, needed = part("network."), network.state_dict()
+    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (stored, needed)]
+    for name in sorted({*stored, *needed}):
+        found, wanted = (known.get(name, "no such tensor") for known in shapes)
+        if found != wanted:
+            hint = "its preset has changed since the run began; begin another, with --start and this run's weights"
+            raise ArtifactError(f"state.network.{name}", found, wanted, hint)
+    network.load_state_dict(stored)
     average.load_state_dict(part("average."))
     for name, optimizer in strategy.optimizers.items():
         state: dict[int, dict[str, Any]] = {}

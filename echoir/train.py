@@ -122,8 +122,7 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise BackendError(f"device {world.device!r} cannot be used: {reason}") from None
         self._check_crops()
-        if start is not None and take_over(self.network, start):
-            note("the weights to start from are of a smaller network, which is grown: the same function to begin with")
+        self.grown = start is not None and take_over(self.network, start)
         self.layout = LAYOUTS[torch.device(world.device).type == "cuda"]
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
@@ -196,6 +195,8 @@ class Trainer:
         begun = time.monotonic()
         started = begun - self.seconds
         saved = self.seconds
+        if self.grown and not self.step:
+            self.note("the weights to start from are of a smaller network; grown, they begin as the same function")
         every = LOG_EVERY if self.world.device.startswith("cuda") else 1
         with ExitStack() as stack:
             if self.recipe.deterministic:

@@ -15,7 +15,7 @@ from builders import make_artifact
 
 from echoir.runtime.artifact import Artifact
 
-os.environ.setdefault("MKL_CBWR", "AUTO")  # as echoir train does, before torch is imported
+os.environ.update({"MKL_CBWR": "AUTO", "MKL_DYNAMIC": "FALSE"})  # as echoir train does, before torch is imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from echoir.checkpoint import load_checkpoint
 from echoir.crops import Batch
 from echoir.data import Picture, list_pictures
 from echoir.journal import read_csv
+from echoir.networks.echoir import PRESETS
 from echoir.recipe import BiLevel, Recipe, Stage
 from echoir.runtime.errors import ArtifactError
 from echoir.strategy import ASBLOStrategy, DivergedError
@@ -294,6 +296,31 @@ def test_a_damaged_state_is_refused(tmp_path: Path, images: list[Picture]) -> No
         trainer.resume()
 
 
+def test_the_command_settles_what_threads_do_before_torch_is_there() -> None:
+    names = ("OMP_WAIT_POLICY", "MKL_CBWR", "MKL_DYNAMIC")
+    code = f"""
+import os, sys
+from click.testing import CliRunner
+from echoir.commands import train
+assert "torch" not in sys.modules
+assert CliRunner().invoke(train, ["--data", "nowhere"]).exit_code
+print(*(os.environ[name] for name in {names}))
+"""
+    surroundings = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["PASSIVE", "AUTO", "FALSE"]
+
+
+def test_a_state_of_a_preset_that_has_changed_is_refused_by_name(
+    tmp_path: Path, images: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer("denoise", RECIPE, images, tmp_path / "run").run()
+    monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], residual_blocks=3))
+    trainer = Trainer("denoise", RECIPE, images, tmp_path / "run")
+    with pytest.raises(ArtifactError, match=r"residuals\.2\.conv1\.weight: found no such tensor.*preset has changed"):
+        trainer.resume()
+
+
 def test_weights_of_another_network_are_no_start(tmp_path: Path, images: list[Picture]) -> None:
     other = small_network(channel_attention=False)
     with pytest.raises(ArtifactError, match="the recipe trains another network"):
@@ -305,11 +332,15 @@ def test_a_smaller_network_is_a_start_and_the_log_says_so(tmp_path: Path, images
     start = small_network(expansion=2.66)
     recipe = replace(RECIPE, network=SMALL | {"residual_blocks": 1})
     trainer = Trainer("denoise", recipe, images, tmp_path / "run", start=start, note=said.append)
-    assert any("a smaller network, which is grown" in line for line in said)
     image = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(trainer.network(image), start(image), atol=1e-5, rtol=1e-4)
     trainer.run()
+    assert sum("of a smaller network; grown" in line for line in said) == 1
+    again = Trainer("denoise", recipe, images, tmp_path / "run", start=start, note=said.append)
+    assert again.resume()
+    again.run()
+    assert sum("of a smaller network; grown" in line for line in said) == 1, "a resumed run starts from its state"
 
 
 def test_a_recipe_can_change_the_network(tmp_path: Path, images: list[Picture]) -> None:

@@ -28,7 +28,8 @@ class EchoIRConfig:
     (Zhang et al. 2018), since layers of few channels at full resolution are what costs time everywhere.
     ``radius`` is that of the upsamplers' neighbourhood Ω in cells, which the paper does not tell.
     ``residual_blocks`` come last, at the first level: pairs of dense 3 x 3 convolutions, which the paper does not have.
-    Fine detail needs many multiply-adds there, and no other layer does as many in the same time (docs/network.md).
+    Fine detail needs many multiply-adds there, and a mix-attention block does less than half as many in the
+    same time (docs/network.md).
     """
 
     width: int = 48

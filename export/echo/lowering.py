@@ -82,7 +82,10 @@ def divided_by_length(name: str) -> bool:
 
 
 def stage(layer: Layer) -> str:
-    """The layers of one kind in one part of the network's blocks: some seventy groups, whatever its depth."""
+    """The layers of one kind in one part of the network's blocks: some seventy groups, whatever its depth.
+
+    The convolutions of residual blocks are groups of their own, since they are few and large.
+    """
     first, *path, node = layer.name.split("/")
     if "attention" in path:
         # Its two products apart: that of queries and keys costs nothing, the mixing of values does.
