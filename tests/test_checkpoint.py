@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def test_every_shipped_task_has_a_checkpoint_that_says_how_it_was_made(task: str
 @pytest.mark.parametrize("task", ["denoise", "realnoise", "derain"])
 def test_what_is_stored_in_half_of_the_bytes_says_so_and_what_it_was_trained_from(task: str) -> None:
     checkpoint = load_checkpoint(task)
-    assert checkpoint.network.config == PRESETS["tiny"]
+    # More training with residual blocks did realnoise no good (its model card), so it is still without.
+    before = replace(PRESETS["tiny"], expansion=2.66, residual_blocks=0)
+    assert checkpoint.network.config == (before if task == "realnoise" else PRESETS["tiny"])
     assert checkpoint.metadata["stored"] == "float16"
     assert {run["device"] for run in checkpoint.metadata["before"]} == {"cpu", "cuda"}
 
