@@ -93,7 +93,7 @@ def test_layers_are_everything_with_pixels_that_multiplies(model: onnx.ModelProt
     blocks = len([node for node in model.graph.node if node.op_type == "Softmax"])
     assert kinds["depthwise"] == 5 * blocks
     assert kinds["product"] == 2 * blocks
-    assert kinds["convolution"] == 2 + 3  # the ends and the downsamplings
+    assert kinds["convolution"] == 2 + 3 + 2 * 2  # the ends, the downsamplings, two residual blocks
     assert not [layer for layer in graph.layers if "/mix/" in layer.name]
 
 
