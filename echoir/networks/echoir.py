@@ -86,7 +86,7 @@ class EchoIRConfig:
 PRESETS: dict[str, EchoIRConfig] = {
     "base": EchoIRConfig(),
     "small": EchoIRConfig(width=24, blocks=(2, 2, 2), middle=4, refinement=2),
-    # For cameras and CPUs: at half resolution, in less time than FFDNet; all hidden channels multiples of eight.
+    # For cameras and CPUs: at half resolution, in about FFDNet's time; all hidden channels multiples of eight.
     "tiny": EchoIRConfig(width=32, blocks=(1, 1, 2), middle=2, refinement=0, expansion=2.75, stem=2, residual_blocks=2),
 }
 
